@@ -1,0 +1,1 @@
+"""The pipeline around the models: configuration, result folders, runs, reports and pictures."""

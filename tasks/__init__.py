@@ -1,0 +1,44 @@
+"""The benchmarks, by name. A new one is one file here and one line in `_TASKS`.
+
+Each line says the module and the constant in it that is an instance of `tasks.base.Task`. A module is imported when
+its task is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from pipeline.errors import UserError
+from tasks.base import Task
+
+_TASKS = {
+    "needle": ("tasks.needle", "TASK"),
+    "passkey_retrieval": ("tasks.needle", "PASSKEY_RETRIEVAL"),
+    "pg19": ("tasks.pg19", "TASK"),
+    "longbench": ("tasks.longbench", "TASK"),
+    "longbench_e": ("tasks.longbench", "TASK_E"),
+    "leval": ("tasks.leval", "TASK"),
+}
+# The spellings that the paper's README and older configurations carry.
+_ALIASES = {"longbenh": "longbench", "passkey_retreival": "passkey_retrieval"}
+
+TASK_NAMES = tuple(_TASKS)
+
+
+def canonical_task_name(name: str) -> str:
+    """The name of a task with aliases resolved. Raises `UserError` for an unknown one, naming the nearest."""
+    resolved = _ALIASES.get(name, name)
+    if resolved not in _TASKS:
+        near = difflib.get_close_matches(name, _TASKS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"unknown task {name!r}{hint} (tasks: {', '.join(_TASKS)})")
+    return resolved
+
+
+def get_task(name: str) -> Task:
+    """The benchmark of that name. Raises `UserError` for an unknown one."""
+    module, constant = _TASKS[canonical_task_name(name)]
+    task = getattr(importlib.import_module(module), constant)
+    assert isinstance(task, Task)
+    return task
