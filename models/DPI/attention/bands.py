@@ -1,0 +1,102 @@
+"""Bands: what every method is, a few rotary tables and the region of (query, key) that each covers.
+
+A band turns the queries by one table and the keys by another, and covers, for query i, the keys
+start(i) <= j < stop(i). One softmax runs over the union of a query's bands. A segment is a run of queries that
+share their key tables; a plan is the segments of every row of a batch. Indices are those of a row's own tokens,
+padding not counted.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from models.DPI.attention.noise import Noise
+from models.DPI.attention.tables import Frequencies, KeyPositions
+
+# `Band.noise_period` of a band in which every key gets noise.
+EVERY_KEY = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """One region of a segment.
+
+    query_positions: (T,) fp64, positions of the segment's queries.
+    query_scale: factor on the logits, a number or (T,).
+    keys: positions of the keys, a function of their index.
+    start, stop: (T,) int64 on the CPU, the keys that each query sees in this band; neither ever falls from one
+        query of a segment to the next.
+    noise_period: keys j with j % noise_period != 0 get the plan's noise; EVERY_KEY, all of them; None, no key.
+    """
+
+    frequencies: Frequencies
+    query_positions: Tensor
+    keys: KeyPositions
+    start: Tensor
+    stop: Tensor
+    query_scale: float | Tensor = 1.0
+    noise_period: int | None = None
+    _memo: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def query_tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the queries with the scale folded in, each (T, rotary_dim/2) fp32."""
+        if device not in self._memo:
+            self._memo[device] = self.frequencies.tables(self.query_positions, device, scale=self.query_scale)
+        return self._memo[device]
+
+    def key_tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of keys 0 ... length - 1, each (length, rotary_dim/2) fp32."""
+        return self.frequencies.key_tables(self.keys, length, device)
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Queries first ... last - 1 of a row (counted from the row's first token) and their bands.
+
+    Bands are ordered along the keys and do not overlap: band b stops, for every query, where band b + 1 starts or
+    before. noise_std: (T,) fp32, what a unit of distance i - j adds to the noise's standard deviation where it
+    grows with distance, else the deviation itself; 0 where a query gets no noise. None: no noise at all.
+    """
+
+    first: int
+    last: int
+    bands: tuple[Band, ...]
+    noise_std: Tensor | None = None
+    memo: dict = field(default_factory=dict, repr=False)  # what a kernel prepared for this segment
+
+    @property
+    def num_keys(self) -> int:
+        """Keys 0 ... num_keys - 1 are all that the segment's queries see."""
+        return max(int(band.stop[-1]) for band in self.bands)
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """The rows of a batch that share one padding: tokens left ... left + length - 1 of the key axis are real.
+
+    rows: their indices in the batch. first_query: index on the query axis of the first real query.
+    """
+
+    rows: tuple[int, ...]
+    left: int
+    length: int
+    first_query: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def num_queries(self) -> int:
+        """Real queries of each row."""
+        return self.segments[-1].last - self.segments[0].first
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything the attention of one forward pass needs to know, the same for all layers.
+
+    plain: the stock model's own attention gives this plan's result, bit for bit.
+    """
+
+    rows: tuple[Row, ...]
+    noise: Noise | None = None
+    plain: bool = False

@@ -1,0 +1,102 @@
+"""Noise on logits, a pure function of (seed, layer, head, i, j): equal on every device, for every block size.
+
+A pool of 2**18 deviates is drawn once. Query i of a head reads it from a place that a 32-bit hash of
+(seed, layer, head, i) gives, key after key: value(i, j) = pool[(place(i) + j) mod 2**18]. A kernel reads it with
+contiguous loads instead of drawing a number per logit. Places are multiples of 8, so that loads are aligned.
+The pool holds the quantiles of the distribution in a hashed order, rounded to fp16: its mean and deviation are
+exact to 1e-4, and its values are the same wherever they are converted.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+POOL_BITS = 18
+POOL_SIZE = 1 << POOL_BITS
+_ALIGN = 8
+_MASK = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise of the paper (section 3.3), as its parameters name it.
+
+    kind: "gaussian", or "uniform" on [0, 1).
+    scale_std: the deviation grows with the distance i - j.
+    scale_mean: gaussian, the mean is the row's mean logit, else 0.
+    scale_max: uniform, multiplied by the row's largest logit.
+    """
+
+    kind: Literal["gaussian", "uniform"]
+    scale_std: bool
+    scale_mean: bool = False
+    scale_max: bool = False
+    seed: int = 0
+
+    @property
+    def needs_row_statistics(self) -> bool:
+        """Whether a query's logits must all be known before the noise is."""
+        return (self.kind == "gaussian" and self.scale_mean) or (self.kind == "uniform" and self.scale_max)
+
+
+def mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit integers that flips each output bit with probability near one half.
+
+    x: int64 in [0, 2**32). The multipliers are those of C. Wellons' lowbias32.
+    """
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _MASK
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)
+
+
+def head_keys(seed: int, layer: int, num_heads: int, device: torch.device | str = "cpu") -> Tensor:
+    """(num_heads,) int64 in [0, 2**32): one hash key for each query head of a layer."""
+    base = mix(torch.tensor((seed ^ (seed >> 32)) & _MASK))
+    base = mix((base + layer) & _MASK)
+    return mix((base + torch.arange(num_heads)) & _MASK).to(device)
+
+
+def places(keys: Tensor, queries: Tensor) -> Tensor:
+    """Where in the pool each query's row begins: (H,) keys, (T,) int64 indices i -> (H, T) int64, multiples of 8."""
+    return mix(keys[:, None] ^ mix(queries & _MASK)[None, :]) & (POOL_SIZE - _ALIGN)
+
+
+@functools.lru_cache(maxsize=8)
+def pool(kind: str, device: torch.device) -> Tensor:
+    """(2**18,) fp16 deviates of unit scale."""
+    order = mix(torch.arange(POOL_SIZE)).argsort().argsort()
+    u = (order.double() + 0.5) / POOL_SIZE
+    values = torch.special.ndtri(u) if kind == "gaussian" else u
+    return values.half().to(device)
+
+
+def draw(noise: Noise, layer: int, num_heads: int, queries: Tensor, keys: Tensor) -> Tensor:
+    """(H, T, N) fp32 deviates of unit scale for query indices (T,) and key indices (N,), both int64."""
+    place = places(head_keys(noise.seed, layer, num_heads, queries.device), queries)
+    at = (place[:, :, None] + keys) & (POOL_SIZE - 1)
+    return pool(noise.kind, queries.device)[at].float()
+
+
+def apply(
+    noise: Noise, logits: Tensor, allowed: Tensor, noisy: Tensor, std: Tensor, layer: int, queries: Tensor, keys: Tensor
+) -> Tensor:
+    """Add noise to logits.
+
+    logits: (B, H, T, N) fp32; allowed: (T, N), the keys each query sees; noisy: (T, N), the logits that get noise;
+    std: (T,) fp32, a segment's noise_std; queries (T,), keys (N,): indices i and j.
+    """
+    sigma = std[:, None]
+    if noise.scale_std:
+        sigma = sigma * (queries[:, None] - keys[None, :])
+    value = draw(noise, layer, logits.shape[1], queries, keys) * sigma  # (H, T, N)
+    if noise.kind == "gaussian" and noise.scale_mean:
+        mean = logits.masked_fill(~allowed, 0).sum(-1, keepdim=True) / allowed.sum(-1).clamp(min=1)[:, None]
+        value = value + mean
+    if noise.kind == "uniform" and noise.scale_max:
+        value = value * logits.masked_fill(~allowed, float("-inf")).amax(-1, keepdim=True)
+    return logits + torch.where(noisy & (std > 0)[:, None], value, torch.zeros((), device=logits.device)).to(logits.dtype)

@@ -1,0 +1,103 @@
+"""Rotary tables: the cosines and sines of queries and keys, fp32, from positions and frequencies.
+
+Angles are formed in fp64, because at position 131,071 an fp32 product is off by up to 0.004 rad; the tables are
+fp32. Half tables are kept, (N, rotary_dim/2), since both halves of a head rotate by the same angle.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Tables kept per set of frequencies. GALI uses two at a time; a long chunk-free prefill passes through more.
+_CACHED_TABLES = 8
+# Tables grow in steps of this many keys, so that decoding rebuilds one only once in so many tokens.
+_GROWTH = 1024
+
+
+@dataclass(frozen=True)
+class KeyPositions:
+    """Positions of keys as a function of their index j alone: (j / stretch), floored or not, or (j mod period).
+
+    blend: key interpolation of DESIGN §2 (paper eq. 4-6): the key is (1 - w) R(ceil p) k + w R(floor p) k.
+    """
+
+    stretch: int = 1
+    floor: bool = False
+    period: int = 0
+    blend: bool = False
+
+    def __call__(self, index: Tensor) -> Tensor:
+        """(N,) int64 indices -> (N,) fp64 positions."""
+        if self.period:
+            index = index % self.period
+        if self.floor:
+            return (index // self.stretch).double()
+        return index.double() / self.stretch
+
+
+class Frequencies:
+    """Rotary frequencies of one model and method, and the key tables built from them.
+
+    inv_freq: (rotary_dim/2,) fp32, radians per position.
+    """
+
+    def __init__(self, inv_freq: Tensor) -> None:
+        self.inv_freq = inv_freq.detach().float().cpu()
+        self._tables: OrderedDict[tuple[KeyPositions, torch.device], tuple[Tensor, Tensor]] = OrderedDict()
+
+    @property
+    def rotary_dim(self) -> int:
+        return 2 * self.inv_freq.numel()
+
+    def tables(
+        self, positions: Tensor, device: torch.device, blend: bool = False, scale: float | Tensor = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, each (N, rotary_dim/2) fp32 on `device`, of (N,) positions.
+
+        blend: mix the tables at ceil and floor with weight w = ceil(p) - p on the floor.
+        scale: factor on both, a number or (N,).
+        """
+        compute_device = torch.device("cpu") if device.type == "mps" else device  # no fp64 on MPS
+        p = positions.to(compute_device, torch.float64)
+        inv_freq = self.inv_freq.to(compute_device, torch.float64)
+        if blend:
+            upper, lower = p.ceil(), p.floor()
+            w = (upper - p)[:, None]
+            angle_upper, angle_lower = upper[:, None] * inv_freq, lower[:, None] * inv_freq
+            cos = (1 - w) * angle_upper.cos() + w * angle_lower.cos()
+            sin = (1 - w) * angle_upper.sin() + w * angle_lower.sin()
+        else:
+            angle = p[:, None] * inv_freq
+            cos, sin = angle.cos(), angle.sin()
+        if isinstance(scale, Tensor):
+            scale = scale.to(compute_device, torch.float64)[:, None]
+        return (cos * scale).float().to(device), (sin * scale).float().to(device)
+
+    def key_tables(self, positions: KeyPositions, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Tables of keys 0 ... length - 1, each (length, rotary_dim/2) fp32; kept for the next call."""
+        slot = (positions, device)
+        found = self._tables.pop(slot, None)
+        if found is None or found[0].shape[0] < length:
+            capacity = -(-length // _GROWTH) * _GROWTH
+            index = torch.arange(capacity, device="cpu" if device.type == "mps" else device)
+            found = self.tables(positions(index), device, blend=positions.blend)
+        self._tables[slot] = found
+        while len(self._tables) > _CACHED_TABLES:
+            self._tables.popitem(last=False)
+        cos, sin = found
+        return cos[:length], sin[:length]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first 2 * cos.shape[-1] components of x; compute in fp32 (fp64 for fp64), return x's dtype.
+
+    x: (..., N, head_dim), cos and sin: (N, rotary_dim/2).
+    """
+    half = cos.shape[-1]
+    work = torch.promote_types(x.dtype, torch.float32)
+    cos, sin = cos.to(work), sin.to(work)
+    first, second = x[..., :half].to(work), x[..., half : 2 * half].to(work)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    return turned if 2 * half == x.shape[-1] else torch.cat((turned, x[..., 2 * half :]), dim=-1)

@@ -1,0 +1,64 @@
+"""GALI and the methods it is compared with, in O(n) memory: no matrix of queries x keys is ever held whole."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from models.DPI.loading import load
+from models.DPI.methods import build_method
+
+
+def get_model_and_tokenizer(
+    model_name: str,
+    config: PreTrainedConfig | None,
+    method: str,
+    params: Mapping[str, Any] | None,
+    max_position_embeddings: int | None = None,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    target_length: int | None = None,
+    attn_impl: str = "auto",
+    seed: int = 0,
+    device_map: str | dict[str, Any] | None = None,
+    tp_plan: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and let it attend as a method says.
+
+    model_name: a Hugging Face id, a local folder, or a short name (`smollm2-135m`, `tiny`).
+    config: the model's configuration; None reads it from the model.
+    method, params: a name of `models.DPI.methods.METHODS` and its parameters.
+    max_position_embeddings: W, the window in tokens; None takes the configuration's.
+    dtype: bf16 on a GPU and fp32 on a CPU unless given.
+    target_length: the longest input meant, in tokens; a method that cannot reach it is refused.
+    attn_impl: how attention is computed beyond the window, see `models.DPI.attention.api`.
+    seed: of the noise. device_map, tp_plan: as in transformers, for models that need several cards.
+
+    Raises ValueError, before any weight is loaded, if a parameter is unknown, missing or out of its bounds, or the
+    model is not supported.
+    """
+    return load(
+        model_name,
+        config,
+        method,
+        params,
+        max_position_embeddings,
+        dtype=dtype,
+        device=device,
+        target_length=target_length,
+        attn_impl=attn_impl,
+        stock_attention="sdpa",
+        seed=seed,
+        device_map=device_map,
+        tp_plan=tp_plan,
+    )
+
+
+def validate_method(
+    method: str, params: Mapping[str, Any] | None, window: int | None = None, target_length: int | None = None
+) -> None:
+    """Check a method and its parameters as `get_model_and_tokenizer` would. Raises ValueError."""
+    build_method(method, params, window, target_length)

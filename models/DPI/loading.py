@@ -1,0 +1,92 @@
+"""From a name to a model with a method on it: the work behind `dpi.py` and `dpi_withoutflash.py`."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from models.DPI.methods import build_method
+from models.DPI.patches.Llama import check_config, install
+from models.DPI.short_names import SHORT_NAMES, Source
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+
+
+def load(
+    model_name: str,
+    config: PreTrainedConfig | None,
+    method: str,
+    params: Mapping[str, Any] | None,
+    max_position_embeddings: int | None,
+    *,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str | None,
+    target_length: int | None,
+    attn_impl: str,
+    stock_attention: str,
+    seed: int,
+    device_map: str | dict[str, Any] | None,
+    tp_plan: str | None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """See `models.DPI.dpi.get_model_and_tokenizer`. stock_attention: transformers' implementation within the window."""
+    build_method(method, params)  # before anything is fetched
+    source = resolve(model_name)
+    config = AutoConfig.from_pretrained(source.folder, **source.options) if config is None else config
+    window = max_position_embeddings or config.max_position_embeddings
+    built = build_method(method, params, window, target_length)
+    check_config(config, built)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    placement: dict[str, Any] = {}
+    if tp_plan is not None:
+        placement["tp_plan"] = tp_plan
+    elif device_map is not None:
+        placement["device_map"] = device_map
+    tokenizer = AutoTokenizer.from_pretrained(source.folder, **source.options)
+    model = AutoModelForCausalLM.from_pretrained(
+        source.folder,
+        config=config,
+        dtype=_dtype(dtype, device),
+        attn_implementation=stock_attention,
+        **placement,
+        **source.options,
+    )
+    if not placement:
+        model = model.to(device)
+    model.eval()
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # batches and generation need one
+    tokenizer.padding_side = "left"
+    return install(model, built, window, attn_impl=attn_impl, seed=seed), tokenizer
+
+
+def resolve(model_name: str) -> Source:
+    """A short name, a local folder, or a Hugging Face id."""
+    if model_name in SHORT_NAMES:
+        return SHORT_NAMES[model_name]()
+    folder = Path(model_name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"model: the folder {model_name} holds no config.json")
+        return Source(str(folder))
+    if model_name.startswith((".", "/", "~")) or model_name.count("/") != 1:
+        short = ", ".join(SHORT_NAMES)
+        raise ValueError(
+            f"model: {model_name!r} is neither a folder, nor a Hugging Face id (owner/name), nor a short name ({short})"
+        )
+    return Source(model_name)
+
+
+def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]

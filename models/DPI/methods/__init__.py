@@ -1,0 +1,80 @@
+"""The methods by the names that configurations use. A new method is one file and one line here."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from models.DPI.methods.base import Method, Rope
+from models.DPI.methods.chunkllama import ChunkLlama
+from models.DPI.methods.dpi import DPI
+from models.DPI.methods.ntk import NTK, DynamicNTK
+from models.DPI.methods.original import Original
+from models.DPI.methods.selfextend import SelfExtend
+from models.DPI.methods.yarn import YaRN
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (DPI, SelfExtend, ChunkLlama, NTK, DynamicNTK, YaRN, Original)
+}
+
+
+def build_method(
+    name: str, params: Mapping[str, Any] | None, window: int | None = None, target_length: int | None = None
+) -> Method:
+    """The method with validated parameters.
+
+    window: W in tokens; target_length: the longest input meant, in tokens. What needs one that is None is not
+    checked.
+    Raises ValueError, one line that names the parameter, its value, the bound and what to do.
+    """
+    if name not in METHODS:
+        raise ValueError(f"method is {name!r}; it must be one of {', '.join(METHODS)}{_hint(name, METHODS)}")
+    try:
+        method = METHODS[name](**dict(params or {}))
+    except ValidationError as error:
+        raise ValueError(f"params of method {name!r}: {_explain(error, METHODS[name])}") from None
+    if window is None:
+        return method
+    if window < 1:
+        raise ValueError(f"max_position_embeddings = {window} must be at least 1")
+    try:
+        method.check_window(window)
+    except ValueError as error:
+        raise ValueError(f"params of method {name!r}: {error}") from None
+    if target_length is not None and method.reach(window) < target_length:
+        raise ValueError(
+            f"params of method {name!r}: {_set_parameters(method)} reaches {method.reach(window)} tokens from a window "
+            f"of {window}, less than the target of {target_length}; {method.remedy(window, target_length)}"
+        )
+    return method
+
+
+def _explain(error: ValidationError, method: type[Method]) -> str:
+    """One line for all of pydantic's complaints."""
+    lines: dict[str, str] = {}
+    for item in error.errors():
+        parameter = str(item["loc"][0])
+        if item["type"] == "extra_forbidden":
+            known = ", ".join(method.model_fields) or "none"
+            lines[parameter] = f"unknown parameter {parameter!r} (known: {known}){_hint(parameter, method.model_fields)}"
+        elif item["type"] == "missing":
+            lines[parameter] = f"parameter {parameter!r} is missing"
+        else:
+            said = item["msg"][0].lower() + item["msg"][1:]
+            value = item["input"]
+            known_text = lines.get(parameter)
+            lines[parameter] = f"{known_text} or {said}" if known_text else f"{parameter} = {value!r}: {said}"
+    return "; ".join(lines.values())
+
+
+def _hint(word: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f". Did you mean {near[0]!r}?" if near else ""
+
+
+def _set_parameters(method: Method) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in method.model_dump().items())
+
+
+__all__ = ["METHODS", "Method", "Rope", "build_method"]

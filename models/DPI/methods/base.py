@@ -1,0 +1,103 @@
+"""What a method is: validated parameters, and the bands they mean. Pure: no model, no transformers."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from models.DPI.attention.bands import Band, Segment
+from models.DPI.attention.noise import Noise
+from models.DPI.attention.tables import Frequencies, KeyPositions
+
+TRUE_POSITIONS = KeyPositions()
+
+
+@dataclass(frozen=True, eq=False)
+class Rope:
+    """A model's rotary scheme.
+
+    inv_freq: (rotary_dim/2,) fp32. scaling: factor on cos and sin of queries and of keys.
+    theta: the base if the frequencies are theta ** (-2i / rotary_dim), else None (scaled schemes).
+    window: W, the length the model was trained on.
+    """
+
+    inv_freq: Tensor
+    window: int
+    theta: float | None = None
+    scaling: float = 1.0
+
+    @cached_property
+    def frequencies(self) -> Frequencies:
+        """The model's own frequencies, with the tables built from them."""
+        return Frequencies(self.inv_freq)
+
+    @property
+    def rotary_dim(self) -> int:
+        return 2 * self.inv_freq.numel()
+
+    def with_theta(self, factor: float) -> Frequencies:
+        """Frequencies of theta * factor ** (d / (d - 2)), the NTK-aware change of base."""
+        d = self.rotary_dim
+        assert self.theta is not None
+        return Frequencies(frequencies_of(self.theta * factor ** (d / (d - 2)), d))
+
+
+def frequencies_of(theta: float, rotary_dim: int) -> Tensor:
+    """theta ** (-2i / d), (d/2,) fp32."""
+    return 1.0 / (theta ** (torch.arange(0, rotary_dim, 2, dtype=torch.int64).float() / rotary_dim))
+
+
+class Method(BaseModel, ABC):
+    """Parameters of one method. Unknown and mistyped ones are refused when it is built."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: ClassVar[str]
+    needs_theta: ClassVar[bool] = False  # whether it changes the base of an unscaled rotary scheme
+
+    def check_window(self, window: int) -> None:
+        """Raise ValueError if the parameters make no sense for a window of W tokens."""
+        return
+
+    @abstractmethod
+    def reach(self, window: int) -> float:
+        """The longest input, in tokens, whose distances the method keeps within the window."""
+
+    def remedy(self, window: int, target_length: int) -> str:
+        """What to change so that the method reaches the target."""
+        return f"set a factor of at least {target_length / window:g}"
+
+    @abstractmethod
+    def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
+        """Bands of queries past ... length - 1 on keys 0 ... length - 1."""
+
+    def is_plain(self, rope: Rope, length: int) -> bool:
+        """Whether `length` tokens get exactly the stock model's attention."""
+        return False
+
+    def noise(self, seed: int) -> Noise | None:
+        """The noise that the method adds to logits."""
+        return None
+
+
+def causal(past: int, length: int) -> Tensor:
+    """Indices of queries past ... length - 1, (T,) int64; query i sees keys up to i."""
+    return torch.arange(past, length)
+
+
+def one_band(rope: Rope, frequencies: Frequencies, past: int, length: int, scaling: float | None = None) -> list[Segment]:
+    """The stock model's band: positions i and j. scaling: factor on cos and sin, the model's own if None."""
+    i = causal(past, length)
+    factor = rope.scaling if scaling is None else scaling
+    band = Band(frequencies, i.double(), TRUE_POSITIONS, torch.zeros_like(i), i + 1, query_scale=factor**2)
+    return [Segment(past, length, (band,))]
+
+
+def reach_of_factor(window: int, factor: float) -> int:
+    """W * factor in whole tokens; the margin keeps 3000 * 1.1 from falling to 3299."""
+    return math.floor(window * factor + 1e-6)

@@ -1,0 +1,59 @@
+"""ChunkLlama (dual chunk attention): keys at positions within their chunk, queries by which chunk they look at
+(2402.17463)."""
+
+import math
+from typing import ClassVar
+
+from pydantic import Field
+
+from models.DPI.attention.bands import Band, Segment
+from models.DPI.attention.tables import KeyPositions
+from models.DPI.methods.base import Method, Rope, causal
+
+
+class ChunkLlama(Method):
+    """local_window: 3W//4 minus it is the chunk; W//16 if not given. mscale: growth of cos and sin beyond W.
+
+    The defaults are those that GALI's authors ran; ChunkLlama's own code also has W//8 and 0.05.
+    """
+
+    name: ClassVar[str] = "repro_chunkllama"
+
+    local_window: int | None = Field(default=None, ge=1)
+    mscale: float = Field(default=0.1, ge=0.0)
+
+    def check_window(self, window: int) -> None:
+        """The chunk, 3W//4 - local_window, must hold a token."""
+        bound = 3 * window // 4
+        if self._local_window(window) >= bound:
+            raise ValueError(
+                f"local_window = {self.local_window} must be smaller than {bound}, three quarters of the window"
+            )
+
+    def reach(self, window: int) -> float:
+        """Unbounded: distances to older chunks are all alike."""
+        return math.inf
+
+    def _local_window(self, window: int) -> int:
+        return window // 16 if self.local_window is None else self.local_window
+
+    def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
+        """Three bands: older chunks, the previous chunk, the query's own."""
+        furthest = 3 * rope.window // 4
+        chunk = furthest - self._local_window(rope.window)
+        m = self.mscale * math.log(length / rope.window) + 1 if length > rope.window else 1.0
+        scale = (m * rope.scaling) ** 2
+        i = causal(past, length)
+        own = i - i % chunk  # first key of the query's chunk
+        previous = (own - chunk).clamp(min=0)
+        keys = KeyPositions(period=chunk)
+
+        def band(positions, start, stop):
+            return Band(rope.frequencies, positions.double(), keys, start, stop, query_scale=scale)
+
+        bands = (
+            band((i * 0 + 2 * chunk - 1).clamp(max=furthest), previous * 0, previous),
+            band((i % chunk + chunk).clamp(max=furthest), previous, own),
+            band(i % chunk, own, i + 1),
+        )
+        return [Segment(past, length, bands)]

@@ -1,0 +1,117 @@
+"""GALI (`dpi`): the tail keeps its positions, the head is squeezed just enough, and logits there are interpolated.
+
+Paper sections 3.1-3.3. In the boundary form of DESIGN §2: tail keys at their true index with the query at its own,
+head keys at j/s through blended tables with the query at its squeezed position. A segment is the queries that share
+s, and with it the head's table; only the boundary between the bands moves from chunk to chunk.
+"""
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from models.DPI.attention.bands import EVERY_KEY, Band, Segment
+from models.DPI.attention.noise import Noise
+from models.DPI.attention.tables import KeyPositions
+from models.DPI.help_funcs import get_chunk_size_list, stretch
+from models.DPI.methods.base import TRUE_POSITIONS, Method, Rope, causal, one_band
+
+Flag = Literal[0, 1]
+
+
+class DPI(Method):
+    """Parameters of GALI.
+
+    chunk_coe: tokens of a query chunk (int), or its share of the tokens so far (float). 1 (int): chunk-free, every
+        token has the positions that generating it would give.
+    local_window: tokens at the end of the input that keep integer positions at least.
+    appro_attn: interpolate logits; False: fractional rotation of queries and keys, without noise.
+    noise_type, std_base, addon_relcoef, scale_mean, scale_std, scale_max: see DESIGN §2 and `Noise`.
+    use_chunk_softmax: accepted for the paper's configurations; it never changed a result.
+    """
+
+    name: ClassVar[str] = "dpi"
+
+    chunk_coe: int | float = Field(default=3000, gt=0)
+    local_window: int = Field(default=128, ge=1)
+    appro_attn: bool = True
+    use_chunk_softmax: bool = False
+    noise_type: Literal["no", "gaussian", "uniform"] = "no"
+    addon_relcoef: Flag = 1
+    std_base: float = Field(default=1.0, ge=0.0)
+    scale_mean: Flag = 0
+    scale_std: Flag = 1
+    scale_max: Flag = 1
+
+    def check_window(self, window: int) -> None:
+        """The local window must leave room for a head."""
+        if self.local_window >= window:
+            raise ValueError(
+                f"local_window = {self.local_window} must be smaller than the model's window of {window} tokens"
+            )
+
+    def reach(self, window: int) -> float:
+        """Unbounded: s grows with the input."""
+        return math.inf
+
+    def is_plain(self, rope: Rope, length: int) -> bool:
+        """Within the window."""
+        return length <= rope.window
+
+    def noise(self, seed: int) -> Noise | None:
+        """Noise belongs to interpolated logits."""
+        if self.noise_type == "no" or not self.appro_attn:
+            return None
+        return Noise(
+            kind=self.noise_type,
+            scale_std=bool(self.scale_std),
+            scale_mean=bool(self.scale_mean),
+            scale_max=bool(self.scale_max),
+            seed=seed,
+        )
+
+    def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
+        """One segment for each s among the queries; s = 1 within the window."""
+        if length <= rope.window:
+            return one_band(rope, rope.frequencies, past, length)
+        sizes = torch.tensor(get_chunk_size_list(length, rope.window, self.chunk_coe, past))
+        end = (past + sizes.cumsum(0)).repeat_interleave(sizes)  # n of each query: where its chunk ends
+        s, head = stretch(end, rope.window, self.local_window)
+        i = causal(past, length)
+        changes = (torch.nonzero(s[1:] != s[:-1]).flatten() + 1).tolist()
+        segments = []
+        for first, last in zip([0, *changes], [*changes, len(i)], strict=True):
+            at = slice(first, last)
+            if s[first] == 1:
+                segments += one_band(rope, rope.frequencies, past + first, past + last)
+            else:
+                segments.append(self._segment(rope, i[at], end[at], int(s[first]), head[at]))
+        return segments
+
+    def _segment(self, rope: Rope, i: Tensor, end: Tensor, s: int, head: Tensor) -> Segment:
+        """Two bands: head keys, j < H, and tail keys.
+
+        i: (T,) queries; end, head: (T,), n and H of each query's chunk. A query that lies in the head itself, in a
+        chunk longer than the tail, sits at ceil(i / s) (appro_attn) or i / s, and sees no tail.
+        """
+        in_head = i < head
+        squeezed = -(-i // s) if self.appro_attn else i.double() / s
+        positions = torch.where(in_head, squeezed, rope.window - end + i).double()
+        boundary = torch.minimum(head, i + 1)
+        scale = rope.scaling**2
+        period = EVERY_KEY if self.addon_relcoef == 0 else s
+        noisy_tail = EVERY_KEY if self.addon_relcoef == 0 else None
+        keys = KeyPositions(stretch=s, blend=self.appro_attn)
+        bands = (
+            Band(rope.frequencies, positions, keys, i * 0, boundary, query_scale=scale, noise_period=period),
+            Band(rope.frequencies, i.double(), TRUE_POSITIONS, boundary, i + 1, query_scale=scale, noise_period=noisy_tail),
+        )
+        return Segment(int(i[0]), int(i[-1]) + 1, bands, noise_std=self._noise_std(end))
+
+    def _noise_std(self, end: Tensor) -> Tensor | None:
+        """(T,) fp32: std_base / n where the deviation grows with distance, else 1."""
+        if self.noise_type == "no" or not self.appro_attn:
+            return None
+        return self.std_base / end.float() if self.scale_std else torch.ones(len(end))

@@ -1,0 +1,60 @@
+"""NTK-aware scaling: another base, so that slow frequencies stretch and fast ones stay (bloc97, 2023).
+
+Static: theta * factor ** (d / (d - 2)) at every length. Dynamic: beyond the window, with
+factor * n / W - factor + 1 in place of the factor, n the tokens so far. Here that is a pure function of n: all keys
+turn at the current base, unlike implementations that keep early keys at an older one.
+"""
+
+import functools
+from typing import ClassVar
+
+from pydantic import Field
+
+from models.DPI.attention.bands import Segment
+from models.DPI.attention.tables import Frequencies
+from models.DPI.methods.base import Method, Rope, one_band, reach_of_factor
+
+
+class NTK(Method):
+    """factor: how many windows to reach, W * factor >= target."""
+
+    name: ClassVar[str] = "repro_ntk"
+    needs_theta: ClassVar[bool] = True
+
+    factor: float = Field(ge=1.0)
+
+    def reach(self, window: int) -> float:
+        """W * factor."""
+        return reach_of_factor(window, self.factor)
+
+    def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
+        """One band at true positions, other frequencies."""
+        return one_band(rope, _frequencies(rope, self.factor), past, length)
+
+
+class DynamicNTK(Method):
+    """factor: as for NTK; the base grows with the input."""
+
+    name: ClassVar[str] = "repro_dynamic_ntk"
+    needs_theta: ClassVar[bool] = True
+
+    factor: float = Field(ge=1.0)
+
+    def reach(self, window: int) -> float:
+        """W * factor."""
+        return reach_of_factor(window, self.factor)
+
+    def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
+        """One band at true positions, frequencies of the length so far."""
+        if length <= rope.window:
+            return one_band(rope, rope.frequencies, past, length)
+        return one_band(rope, _frequencies(rope, self.factor * length / rope.window - self.factor + 1), past, length)
+
+    def is_plain(self, rope: Rope, length: int) -> bool:
+        """Within the window."""
+        return length <= rope.window
+
+
+@functools.lru_cache(maxsize=4)
+def _frequencies(rope: Rope, factor: float) -> Frequencies:
+    return rope.with_theta(factor)

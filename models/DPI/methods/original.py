@@ -1,0 +1,25 @@
+"""The model as it is: no extension. The paper's lower baseline."""
+
+import math
+from typing import ClassVar
+
+from models.DPI.attention.bands import Segment
+from models.DPI.methods.base import Method, Rope, one_band
+
+
+class Original(Method):
+    """No parameters."""
+
+    name: ClassVar[str] = "repro_original"
+
+    def reach(self, window: int) -> float:
+        """Unbounded, as the paper measures it beyond its window, where it breaks."""
+        return math.inf
+
+    def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
+        """One band at true positions."""
+        return one_band(rope, rope.frequencies, past, length)
+
+    def is_plain(self, rope: Rope, length: int) -> bool:
+        """Always."""
+        return True

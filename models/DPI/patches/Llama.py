@@ -1,0 +1,239 @@
+"""Installing a method on a model of transformers, and taking it off again. The only file that knows its internals.
+
+Nothing of the model's own code is replaced but its rotary module. The new one turns nothing, so that the stock cache
+holds un-rotated keys; an attention function, registered under a name of the model's own, rotates and attends; the
+mask function of the same name sees padding and lengths once a forward pass, so it plans the pass for all layers.
+"""
+
+import itertools
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+from models.DPI.attention import api
+from models.DPI.attention.bands import Plan
+from models.DPI.methods import Method, Rope
+from models.DPI.planning import Padding, make_plan
+
+logger = logging.getLogger(__name__)
+
+# Architectures whose attention is Llama's: one rotary module, halves rotated, causal, no soft cap. All are tested.
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+# Rotary schemes whose frequencies do not change with the input.
+STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+_ATTRIBUTE = "_gali"
+_numbers = itertools.count()
+
+
+def check_config(config: PreTrainedConfig, method: Method) -> None:
+    """Raise ValueError if a model of this configuration cannot run the method."""
+    if config.model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"model_type is {config.model_type!r}; methods can be installed on {', '.join(MODEL_TYPES)}"
+        )
+    rope_type = _rope_parameters(config)["rope_type"]
+    if rope_type not in STATIC_ROPE_TYPES:
+        raise ValueError(
+            f"the model's rotary scheme is rope_type = {rope_type!r}, which changes with the input; "
+            f"supported are {', '.join(STATIC_ROPE_TYPES)}"
+        )
+    if method.needs_theta and rope_type != "default":
+        raise ValueError(
+            f"method {method.name!r} changes the base of an unscaled rotary scheme, and the model's is rope_type = "
+            f"{rope_type!r}; use rope_type = 'default', or one of the methods that change positions"
+        )
+    layer_types = getattr(config, "layer_types", None) or []
+    sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if any(kind != "full_attention" for kind in layer_types) or (sliding and not layer_types):
+        raise ValueError(
+            f"the model attends within sliding_window = {sliding}, so keys beyond it are never seen; "
+            "set sliding_window = None in the model's configuration to attend to all keys"
+        )
+
+
+def rope_of(config: PreTrainedConfig, rotary: nn.Module, window: int) -> Rope:
+    """The rotary scheme of a model, computed anew in fp32 (a model cast to bf16 may hold rounded frequencies)."""
+    fresh = type(rotary)(config=config)
+    parameters = _rope_parameters(config)
+    return Rope(
+        inv_freq=fresh.inv_freq.float().cpu(),
+        window=window,
+        theta=parameters["rope_theta"] if parameters["rope_type"] == "default" else None,
+        scaling=float(fresh.attention_scaling),
+    )
+
+
+def install(
+    model: PreTrainedModel, method: Method, window: int | None = None, *, attn_impl: str = "auto", seed: int = 0
+) -> PreTrainedModel:
+    """Let the model attend as the method says. A method that is there already is taken off first.
+
+    window: W in tokens, the model's max_position_embeddings if None. attn_impl: see `attention.api`.
+    seed: of the method's noise. Raises ValueError if the model is not supported.
+    """
+    uninstall(model)
+    check_config(model.config, method)
+    if attn_impl not in api.IMPLEMENTATIONS:
+        raise ValueError(f"attn_impl is {attn_impl!r}; it must be one of {', '.join(api.IMPLEMENTATIONS)}")
+    installation = _Installation(model, method, window or model.config.max_position_embeddings, attn_impl, seed)
+    setattr(model, _ATTRIBUTE, installation)
+    installation.enter()
+    return model
+
+
+def uninstall(model: PreTrainedModel) -> PreTrainedModel:
+    """Give the stock model back; nothing happens to a model without a method."""
+    installation = getattr(model, _ATTRIBUTE, None)
+    if installation is not None:
+        installation.leave()
+        delattr(model, _ATTRIBUTE)
+    return model
+
+
+def installed_method(model: PreTrainedModel) -> Method | None:
+    """The method that is installed on a model."""
+    installation = getattr(model, _ATTRIBUTE, None)
+    return None if installation is None else installation.method
+
+
+def _rope_parameters(config: PreTrainedConfig) -> dict[str, Any]:
+    parameters = dict(getattr(config, "rope_parameters", None) or {})
+    parameters.setdefault("rope_type", "default")
+    parameters.setdefault("rope_theta", getattr(config, "rope_theta", 10_000.0))
+    return parameters
+
+
+class _NoRotation(nn.Module):
+    """Stands where the rotary module was: cos = 1 and sin = 0, so that keys are cached un-rotated."""
+
+    def __init__(self, installation: "_Installation", stock: nn.Module) -> None:
+        super().__init__()
+        self.installation = installation
+        self.stock = stock
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, hidden) -> cos, sin (B, T, rotary_dim), or one row for all."""
+        self.installation.see_positions(x, position_ids)
+        one = torch.ones((), dtype=x.dtype, device=x.device)
+        shape = (1, x.shape[1], self.installation.rope.rotary_dim)
+        return one.expand(shape), torch.zeros_like(one).expand(shape)
+
+
+class _Installation:
+    """One model's method, and what it knows of the forward pass under way."""
+
+    def __init__(self, model: PreTrainedModel, method: Method, window: int, attn_impl: str, seed: int) -> None:
+        self.base = model.base_model
+        self.config = model.config
+        self.method = method
+        self.attn_impl = attn_impl
+        self.seed = seed
+        self.stock_rotary = self.base.rotary_emb
+        self.stock_implementation = model.config._attn_implementation
+        self.rope = rope_of(model.config, self.stock_rotary, window)
+        self.name = f"gali_{next(_numbers)}"  # names with "flash" in them or a slash mean something to transformers
+        self.stock_attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.stock_implementation, eager_attention_forward)
+        self.stock_mask = ALL_MASK_ATTENTION_FUNCTIONS[self.stock_implementation]
+        self.plan: Plan | None = None
+        self.padding = Padding(None, 0, 0)
+        self.key_rotation: tuple[Tensor, Tensor] | None = None
+
+    def enter(self) -> None:
+        AttentionInterface.register(self.name, self.attend)
+        AttentionMaskInterface.register(self.name, self.see_mask)
+        self.config._attn_implementation = self.name
+        self.base.rotary_emb = _NoRotation(self, self.stock_rotary)
+
+    def leave(self) -> None:
+        self.base.rotary_emb = self.stock_rotary
+        self.config._attn_implementation = self.stock_implementation
+        for registry in (AttentionInterface, AttentionMaskInterface):
+            registry._global_mapping.pop(self.name, None)
+
+    def see_mask(self, batch_size: int, q_length: int, kv_length: int, **kwargs: Any) -> Tensor | None:
+        """The mask function: plan the forward pass. Returns the stock mask where the stock attention will run."""
+        if kwargs.get("mask_function", causal_mask_function) is not causal_mask_function:
+            raise ValueError(
+                "position_ids or a mask function describe packed or partly visible sequences; give one sequence a "
+                "row, with attention_mask for padding"
+            )
+        past = int(kwargs.get("q_offset", 0))
+        self.padding = Padding.read(kwargs.get("attention_mask"), batch_size, past, q_length)
+        self.plan = make_plan(self.method, self.rope, self.padding, self.seed)
+        if self.runs_stock:
+            return self.stock_mask(batch_size=batch_size, q_length=q_length, kv_length=kv_length, **kwargs)
+        return None
+
+    @property
+    def runs_stock(self) -> bool:
+        """Whether this pass is left to the stock attention: same result to the bit, unless another was asked for."""
+        assert self.plan is not None
+        return self.plan.plain and self.attn_impl in ("auto", "sdpa", "reference")
+
+    def see_positions(self, x: Tensor, position_ids: Tensor) -> None:
+        """The rotary module's call: rotary tables of all keys for a pass that the stock attention runs."""
+        if self.plan is None:
+            raise RuntimeError("the model was called with a 4D attention_mask, which no method supports")
+        if not self.runs_stock:
+            return
+        if self.padding.past:
+            position_ids = self.padding.key_positions(x.device)
+        self.key_rotation = self.stock_rotary(x, position_ids)
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The attention function: (B, H, T, D), (B, Hkv, N, D) un-rotated -> (B, T, H, D) and the weights."""
+        if dropout:
+            raise ValueError(f"attention_dropout = {dropout}: methods are for inference; call model.eval()")
+        assert self.plan is not None
+        scaling = module.head_dim**-0.5 if scaling is None else scaling
+        if self.runs_stock:
+            query, key = self._rotate_as_stock(query, key)
+            return self.stock_attention(
+                module, query, key, value, attention_mask, dropout=0.0, scaling=scaling, **kwargs
+            )
+        n = self.padding.past + query.shape[2]  # a static cache is longer
+        out, weights = api.attend(
+            query,
+            key[:, :, :n],
+            value[:, :, :n],
+            self.plan,
+            scaling=scaling,
+            layer=module.layer_idx,
+            impl=self.attn_impl,
+            need_weights=self.attn_impl == "reference",
+        )
+        return out.transpose(1, 2).contiguous(), weights
+
+    def _rotate_as_stock(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """The stock model's arithmetic, in its dtype, on all keys instead of the new ones."""
+        assert self.key_rotation is not None
+        cos, sin = (table.to(query.device)[:, None] for table in self.key_rotation)  # (B or 1, 1, N, D)
+        n, t = cos.shape[2], query.shape[2]
+        turned = query * cos[:, :, n - t :] + _rotate_half(query) * sin[:, :, n - t :]
+        if key.shape[2] == n:
+            return turned, key * cos + _rotate_half(key) * sin
+        head = key[:, :, :n]
+        return turned, torch.cat((head * cos + _rotate_half(head) * sin, key[:, :, n:]), dim=2)
+
+
+def _rotate_half(x: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    return torch.cat((-x[..., half:], x[..., :half]), dim=-1)

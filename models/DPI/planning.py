@@ -1,0 +1,81 @@
+"""From a batch and a method to the plan of one forward pass: which tokens of each row are real, and their bands."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.DPI.attention.bands import Plan, Row
+from models.DPI.methods import Method, Rope
+
+
+@dataclass(frozen=True)
+class Padding:
+    """The real tokens of a batch.
+
+    spans: for each row (left, length), its tokens left ... left + length - 1 on the key axis; None: all of them.
+    past: tokens in the cache. new: tokens of this pass.
+    """
+
+    spans: tuple[tuple[int, int], ...] | None
+    past: int
+    new: int
+    batch_size: int = 1
+
+    @classmethod
+    def read(cls, attention_mask: Tensor | None, batch_size: int, past: int, new: int) -> "Padding":
+        """From a 2D mask (B, past + new), true or 1 where a token is real.
+
+        Raises ValueError if a row's real tokens are not one run, or there is none.
+        """
+        if attention_mask is None:
+            return cls(None, past, new, batch_size)
+        mask = attention_mask[:, : past + new].bool()
+        lengths = mask.sum(1)
+        left = mask.int().argmax(1)
+        last = mask.shape[1] - mask.flip(1).int().argmax(1)
+        spans = torch.stack((left, lengths, last)).tolist()  # the one synchronisation of a forward pass
+        for row, (first, length, end) in enumerate(zip(*spans, strict=True)):
+            if length == 0:
+                raise ValueError(f"attention_mask has no real token in row {row}; leave the row out")
+            if end - first != length:
+                raise ValueError(
+                    f"attention_mask has a hole in row {row} (tokens {first} ... {end - 1}, {length} of them real); "
+                    "pad on the left or on the right only"
+                )
+        pairs = tuple(zip(spans[0], spans[1], strict=True))
+        if all(pair == (0, past + new) for pair in pairs):
+            return cls(None, past, new, batch_size)
+        return cls(pairs, past, new, batch_size)
+
+    def rows(self) -> dict[tuple[int, int], list[int]]:
+        """Rows of the batch by their span."""
+        if self.spans is None:
+            return {(0, self.past + self.new): list(range(self.batch_size))}
+        found = defaultdict(list)
+        for row, span in enumerate(self.spans):
+            found[span].append(row)
+        return dict(found)
+
+    def key_positions(self, device: torch.device) -> Tensor:
+        """Position of each key within its row, (B or 1, N) int64; 0 for padding on the left."""
+        index = torch.arange(self.past + self.new, device=device)
+        if self.spans is None:
+            return index[None]
+        left = torch.tensor([left for left, _ in self.spans], device=device)
+        return (index[None] - left[:, None]).clamp(min=0)
+
+
+def make_plan(method: Method, rope: Rope, padding: Padding, seed: int) -> Plan:
+    """The bands of every row. Rows of equal span share them."""
+    rows = []
+    plain = True
+    for (left, length), members in padding.rows().items():
+        first_query = max(left - padding.past, 0)
+        past = max(padding.past - left, 0)
+        plain = plain and method.is_plain(rope, length)
+        if past < length:  # a row whose padding is on the right may have no real query in this pass
+            segments = tuple(method.segments(rope, past, length))
+            rows.append(Row(tuple(members), left, length, first_query, segments))
+    return Plan(tuple(rows), noise=method.noise(seed), plain=plain)
