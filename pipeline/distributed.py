@@ -1,0 +1,59 @@
+"""The processes of one run under `torchrun` or `accelerate launch`: ranks and barriers over gloo.
+
+With tensor parallelism all processes hold pieces of one model, so they work on the same records and the first one
+writes; otherwise every process has its own model and its share of the records.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from types import TracebackType
+
+import torch
+import torch.distributed as dist
+
+# A process may wait for another as long as the longest share of the records takes.
+PATIENCE = timedelta(days=30)
+
+
+class Workers:
+    """This process among those of the run. A context manager: processes are joined on entry, parted on exit.
+
+    Attributes: `rank` of this process, `count` of shares, `index` of this process's share, `is_main` (it merges and
+    reports), `writes` (its lines go to disk).
+    """
+
+    def __init__(self, *, tensor_parallel: bool = False) -> None:
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.processes = int(os.environ.get("WORLD_SIZE", "1"))
+        self.count = 1 if tensor_parallel else self.processes
+        self.index = 0 if tensor_parallel else self.rank
+        self.is_main = self.rank == 0
+        self.writes = self.is_main or not tensor_parallel
+        self._group: dist.ProcessGroup | None = None
+
+    def __enter__(self) -> Workers:
+        if self.processes > 1:
+            if not dist.is_initialized():
+                backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+                dist.init_process_group(backend, timeout=PATIENCE)
+            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._group is not None and kind is None:
+            dist.destroy_process_group()
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self._group is not None:
+            dist.barrier(group=self._group)
+
+    def device(self) -> str | None:
+        """The GPU of this process where several share a machine, else None."""
+        if self.processes > 1 and torch.cuda.is_available():
+            return f"cuda:{int(os.environ.get('LOCAL_RANK', self.rank)) % torch.cuda.device_count()}"
+        return None

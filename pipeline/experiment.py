@@ -1,0 +1,136 @@
+"""One experiment from configuration to prediction files: checks, run record, model, records."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import logging
+import platform
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import store
+from pipeline.config import RESUMABLE_KEYS, ExperimentConfig, build_config
+from pipeline.distributed import Workers
+from pipeline.errors import UserError
+from pipeline.runner import Outcome, run_records, select_datasets, select_records
+from tasks import get_task
+from tasks.base import Engine, Record
+
+logger = logging.getLogger(__name__)
+
+VERSIONED_PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate")
+
+LoadEngine = Callable[[ExperimentConfig], Engine]
+
+
+def run_experiment(
+    cfg: ExperimentConfig,
+    results: Path,
+    workers: Workers,
+    load_engine: LoadEngine,
+    *,
+    window: int,
+    overwrite: bool = False,
+) -> dict[str, Outcome]:
+    """Predict what is still to do of one experiment. Returns the outcome by data set.
+
+    `window` is W, resolved; `load_engine` is called only if there is work. Nothing is written or removed before the
+    configuration, the folder and the data are known to be good. Raises `UserError` for a user's mistake.
+    """
+    task = get_task(cfg.task)
+    folder = store.experiment_folder(results, task, cfg.exp_name)
+    if not overwrite:
+        check_resumable(folder, cfg)
+    records = {dataset: select_records(task, cfg, dataset) for dataset in select_datasets(task, cfg)}
+    if overwrite:
+        # The old results go only when the new model is there.
+        load_engine(cfg)
+    if workers.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+    with store.lock(folder) if workers.is_main else contextlib.nullcontext():
+        if workers.is_main:
+            if overwrite:
+                store.clear(folder)
+            record = run_record(cfg, window, workers.processes, records, store.read_run(folder))
+            store.write_json(folder / store.RUN_FILE, record)
+        return run_records(task, lambda: load_engine(cfg), folder, records, workers)
+
+
+def check_resumable(folder: Path, cfg: ExperimentConfig) -> None:
+    """Raise `UserError` if the folder holds something else than the beginning of this experiment."""
+    run = store.read_run(folder)
+    if run is None:
+        if any(folder.glob("*.jsonl")):
+            raise UserError(
+                f"{str(folder)!r} has prediction files but no {store.RUN_FILE}; choose another exp_name, or --overwrite"
+            )
+        return
+    before = {key: value for key, value in run["config"].items() if key not in RESUMABLE_KEYS}
+    found = list(store.differences(before, cfg.resumable_form()))
+    if found:
+        raise UserError(
+            f"{str(folder)!r} was made with another configuration: {'; '.join(found)}."
+            " Choose another exp_name, or begin anew with --overwrite"
+        )
+
+
+def run_record(
+    cfg: ExperimentConfig,
+    window: int,
+    processes: int,
+    records: Mapping[str, list[Record]],
+    before: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What `run.json` holds. `records` counts by data set; a resumed run keeps the larger count of the two."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    limited = cfg.test or cfg.limit is not None
+    counts = {name: {"records": len(found), "limited": limited} for name, found in records.items()}
+    for name, old in (before or {}).get("datasets", {}).items():
+        new = counts.get(name)
+        if new is None or old["records"] > new["records"]:
+            counts[name] = old
+    return {
+        "config": cfg.model_dump(mode="json"),
+        "window": window,
+        "seed": cfg.seed,
+        "datasets": counts,
+        "versions": {"python": platform.python_version(), **_package_versions()},
+        "git_revision": git_revision(),
+        "processes": processes,
+        "started": (before or {}).get("started", now),
+        "resumed": now if before else None,
+    }
+
+
+def _package_versions() -> dict[str, str]:
+    found = {}
+    for name in VERSIONED_PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision() -> str | None:
+    """The commit of this checkout, with "-dirty" behind it if tracked files are changed; None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def config_of_run(run: Mapping[str, Any], source: str) -> ExperimentConfig:
+    """The configuration of a run record, with the window filled in where the model's own was used."""
+    content = {key: value for key, value in run["config"].items() if value is not None}
+    if run.get("window"):
+        content.setdefault("ori_max_position_embeddings", run["window"])
+    return build_config(content, source)

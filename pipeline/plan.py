@@ -1,0 +1,124 @@
+"""What an experiment would do, without loading weights: records, prompt lengths, memory."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import ExperimentConfig
+from pipeline.loading import read_model_config, read_tokenizer
+from pipeline.runner import select_datasets, select_records
+from tasks import get_task
+from tasks.base import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+MOST_PROMPTS = 128
+"""Prompts that are tokenised a data set; of larger ones, this many at even distances."""
+
+GIB = 2**30
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class DatasetPlan:
+    """A data set's record count, and the token lengths of the prompts that were tokenised."""
+
+    name: str
+    records: int
+    prompt_tokens: list[int]
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on the device for a batch of one: weights, keys and values of all layers, and the largest layer's
+    intermediate values."""
+
+    weights: int
+    cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.activations
+
+
+def plan_datasets(cfg: ExperimentConfig) -> list[DatasetPlan]:
+    """Records and prompt lengths of every data set of an experiment."""
+    task = get_task(cfg.task)
+    chosen = {dataset: select_records(task, cfg, dataset) for dataset in select_datasets(task, cfg)}
+    tokenizer = read_tokenizer(cfg.model)
+    return [
+        DatasetPlan(
+            dataset,
+            len(records),
+            [len(task.prompt(cfg, dataset, record, tokenizer)) for record in sample(records)],
+        )
+        for dataset, records in chosen.items()
+    ]
+
+
+def sample(records: Sequence[Record]) -> list[Record]:
+    """All records, or `MOST_PROMPTS` of them at even distances, the first and the last included."""
+    if len(records) <= MOST_PROMPTS:
+        return list(records)
+    return [records[i * (len(records) - 1) // (MOST_PROMPTS - 1)] for i in range(MOST_PROMPTS)]
+
+
+def estimate_memory(config: PreTrainedConfig, tokens: int, bytes_per_number: int) -> MemoryEstimate:
+    """An estimate for one input of `tokens` tokens; attention itself is O(n) and small beside these."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * tokens
+    # The MLP's gate, up and product, and the residual with its normalised copy.
+    activations = tokens * (3 * config.intermediate_size + 2 * config.hidden_size)
+    return MemoryEstimate(
+        parameters * bytes_per_number, cache * bytes_per_number, activations * bytes_per_number
+    )
+
+
+def quantiles(lengths: Sequence[int]) -> list[int]:
+    """Minimum, quartiles and maximum."""
+    if len(lengths) == 1:
+        return [lengths[0]] * len(QUANTILES)
+    inner = statistics.quantiles(lengths, n=4, method="inclusive")
+    return [min(lengths), *(round(value) for value in inner), max(lengths)]
+
+
+def show_plan(cfg: ExperimentConfig, window: int, console: Console) -> None:
+    """Print the plan of one experiment."""
+    plans = plan_datasets(cfg)
+    console.print(
+        f"[bold]{cfg.exp_name}[/bold]: {cfg.task} with {cfg.method} on {cfg.model}, "
+        f"window {window:,}, target {cfg.max_pe:,} tokens",
+        highlight=False,
+    )
+    table = Table("data set", "records", "min", "25 %", "median", "75 %", "max", "> window", "prompts counted")
+    for plan in plans:
+        beyond = sum(length > window for length in plan.prompt_tokens) / len(plan.prompt_tokens)
+        cells = [f"{value:,}" for value in quantiles(plan.prompt_tokens)]
+        table.add_row(
+            plan.name, f"{plan.records:,}", *cells, f"{beyond:.0%}", f"{len(plan.prompt_tokens):,}"
+        )
+    console.print(table)
+    longest = max(max(plan.prompt_tokens) for plan in plans)
+    on_gpu = not (cfg.device or "").startswith("cpu") and (torch.cuda.is_available() or cfg.device is not None)
+    dtype = cfg.dtype or ("bfloat16" if on_gpu else "float32")
+    size = {"float32": 4}.get(dtype, 2)
+    memory = estimate_memory(read_model_config(cfg.model), longest, size)
+    console.print(
+        f"memory for {longest:,} tokens in {dtype}: about {memory.total / GIB:.2f} GiB (weights "
+        f"{memory.weights / GIB:.2f}, keys and values {memory.cache / GIB:.2f}, "
+        f"activations {memory.activations / GIB:.2f})",
+        highlight=False,
+    )

@@ -1,0 +1,141 @@
+"""Runs one experiment: which records are still to do, who does them, and how their lines reach the disk.
+
+Records are spread over processes by their place in the data set (record i belongs to process i mod world). A record
+that fails is written down with its error and the run goes on; a rerun tries only the failed and the missing ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from pipeline import store
+from pipeline.config import ExperimentConfig
+from pipeline.distributed import Workers
+from pipeline.errors import UserError
+from tasks.base import Engine, Line, Record, Task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How many records a data set has, and how many of them have failed or are missing."""
+
+    records: int
+    failed: int
+    missing: int
+
+
+def select_datasets(task: Task, cfg: ExperimentConfig) -> list[str]:
+    """The data sets of a run: `cfg.tasks`, or the task's own; the first one for a quick run (`test`)."""
+    known = task.known_datasets(cfg)
+    for name in cfg.tasks:
+        if name not in known:
+            raise UserError(f"unknown data set {name!r} of {task.name}; it has {', '.join(known)}")
+    chosen = list(dict.fromkeys(cfg.tasks)) or task.datasets(cfg)
+    return chosen[:1] if cfg.test else chosen
+
+
+def select_records(task: Task, cfg: ExperimentConfig, dataset: str) -> list[Record]:
+    """The records of a data set, as many as `limit` and `test` allow."""
+    limit = 1 if cfg.test else cfg.limit
+    records = list(itertools.islice(task.records(cfg, dataset), limit))
+    if not records:
+        raise UserError(f"data set {dataset!r} of {task.name} has no records")
+    repeated = len(records) - len({record["id"] for record in records})
+    if repeated:
+        raise ValueError(f"{task.name}, data set {dataset!r}: {repeated} records share an id with another")
+    return records
+
+
+def run_records(
+    task: Task,
+    get_engine: Callable[[], Engine],
+    folder: Path,
+    records: Mapping[str, list[Record]],
+    workers: Workers,
+) -> dict[str, Outcome]:
+    """Predict every record that has no prediction yet, and bring the prediction files into order.
+
+    `get_engine` loads the model; it is called at most once, and only where this process has work.
+    """
+    if workers.is_main:
+        for dataset, wanted in records.items():
+            store.merge(folder, dataset, [record["id"] for record in wanted])
+    workers.barrier()
+    todo = {dataset: _pending(folder, dataset, wanted, workers) for dataset, wanted in records.items()}
+    workers.barrier()
+    total = sum(len(wanted) for wanted in todo.values())
+    engine = get_engine() if total else None
+    with tqdm(total=total, desc=task.name, unit="record", disable=not workers.is_main) as bar:
+        progress = _Progress(bar)
+        for dataset, wanted in todo.items():
+            if engine is None or not wanted:
+                continue
+            path = (
+                store.part_file(folder, dataset, workers.rank)
+                if workers.count > 1
+                else store.prediction_file(folder, dataset)
+            )
+            with store.Appender(path if workers.writes else None) as appender:
+                for record in wanted:
+                    line = predict_one(task, engine, dataset, record)
+                    appender.write(line)
+                    progress.add(dataset, line)
+    workers.barrier()
+    if workers.is_main:
+        for dataset, wanted in records.items():
+            store.merge(folder, dataset, [record["id"] for record in wanted])
+    workers.barrier()
+    return {dataset: count(folder, dataset, wanted) for dataset, wanted in records.items()}
+
+
+def _pending(folder: Path, dataset: str, wanted: list[Record], workers: Workers) -> list[Record]:
+    lines = store.read_lines(store.prediction_file(folder, dataset))
+    done = {line["id"] for line in lines if not store.is_failed(line)}
+    mine = itertools.islice(wanted, workers.index, None, workers.count)
+    return [record for record in mine if record["id"] not in done]
+
+
+def predict_one(task: Task, engine: Engine, dataset: str, record: Record) -> Line:
+    """The line of one record; if the task fails on it, a line with `error` in place of a prediction."""
+    try:
+        return {"id": record["id"], **task.predict(engine, dataset, record)}
+    except UserError:
+        raise
+    except Exception as error:
+        logger.error("%s, record %s failed: %s: %s", dataset, record["id"], type(error).__name__, error)
+        logger.debug("%s", traceback.format_exc())
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return {"id": record["id"], "error": f"{type(error).__name__}: {error}"}
+
+
+def count(folder: Path, dataset: str, wanted: list[Record]) -> Outcome:
+    """How far a data set is."""
+    lines = {line["id"]: line for line in store.read_lines(store.prediction_file(folder, dataset))}
+    found = [lines[record["id"]] for record in wanted if record["id"] in lines]
+    failed = sum(store.is_failed(line) for line in found)
+    return Outcome(len(wanted), failed, len(wanted) - len(found))
+
+
+class _Progress:
+    """The progress bar with tokens per second (prompt and continuation) since the run began."""
+
+    def __init__(self, bar: tqdm) -> None:  # type: ignore[type-arg]
+        self._bar = bar
+        self._tokens = 0
+
+    def add(self, dataset: str, line: Line) -> None:
+        self._tokens += int(line.get("final_len", 0))
+        elapsed = self._bar.format_dict["elapsed"]
+        self._bar.set_postfix_str(f"{dataset}, {self._tokens / max(elapsed, 1e-6):,.0f} tokens/s", refresh=False)
+        self._bar.update()
