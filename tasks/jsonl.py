@@ -1,0 +1,72 @@
+"""Benchmark records from jsonl files: a local folder's, or those of a data set repository on the hub."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path, required: Sequence[str]) -> list[Row]:
+    """The JSON objects of a file, one a line. Raises `UserError` for a broken line or a missing field."""
+    try:
+        with path.open("rb") as file:
+            return list(_parse(file, str(path), required))
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
+
+
+def read_zipped_rows(archive: Path, name: str, required: Sequence[str]) -> list[Row]:
+    """`read_rows` for the member of a zip archive whose file name, without folders, is `name`."""
+    try:
+        with zipfile.ZipFile(archive) as content:
+            member = next((item for item in content.namelist() if item.rpartition("/")[2] == name), None)
+            if member is None:
+                raise UserError(f"{str(archive)!r} holds no {name!r}")
+            with content.open(member) as file:
+                return list(_parse(file, f"{archive}:{member}", required))
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read {str(archive)!r}: {error}; remove it to download it again") from None
+
+
+def find_in_folder(folder: Path, name: str, subfolders: Sequence[str]) -> Path:
+    """The file of that name in a folder or in the first of its subfolders that has it. Raises `UserError`."""
+    candidates = [folder / name, *(folder / subfolder / name for subfolder in subfolders)]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        raise UserError(f"data_dir has no {name!r}: looked for {', '.join(str(path) for path in candidates)}")
+    return found
+
+
+def hub_file(repository: str, name: str) -> Path:
+    """A file of a data set repository on the hub, downloaded or from the cache. Raises `UserError`."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, name, repo_type="dataset"))
+    except OSError as error:  # the hub's own errors are among them
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"cannot get {name!r} of the data set {repository!r} from the hub ({reason});"
+            " set data_dir to a folder with the benchmark's jsonl files"
+        ) from None
+
+
+def _parse(lines: Iterable[bytes], source: str, required: Sequence[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{source!r} line {number} is not valid JSON: {error}") from None
+        missing = [field for field in required if not isinstance(row, dict) or field not in row]
+        if missing:
+            raise UserError(f"{source!r} line {number} has no {', '.join(map(repr, missing))}")
+        yield row

@@ -1,0 +1,132 @@
+"""Scores of L-Eval's prediction lines, with the names and the four decimals of its own scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import UserError
+from tasks.metrics import extract
+from tasks.metrics.bootstrap import bootstrap_stderr
+from tasks.metrics.exact_match import exact_match
+from tasks.metrics.rouge import rouge_1_2_l
+from tasks.metrics.token_f1 import qa_f1
+
+Pair = tuple[str, str]
+"""What is compared: the answer found in a prediction, and the reference."""
+
+_SINGLE_OPTION = frozenset({"quality", "tpo"})
+TURNS = 3
+
+
+def score_dataset(dataset: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Metrics of one data set, with `LEval_score` and its bootstrap `stderr`, in percent."""
+    key = _prediction_key(dataset, lines)
+    try:
+        predictions = [(str(line[key]), str(line["gt"])) for line in lines]
+    except KeyError as error:
+        raise UserError(f"{dataset!r}: a prediction has no {error}") from None
+    if dataset == "topic_retrieval_longchat":
+        return _topic_retrieval(predictions, lines)
+    if dataset == "sci_fi":
+        return _science_fiction(predictions)
+    kind = lines[0]["evaluation"]
+    if kind == "exam":
+        return _exam([_closed_ended_pair(dataset, *pair) for pair in predictions])
+    return _f1(predictions) if kind == "f1" else _rouge(predictions)
+
+
+def _prediction_key(dataset: str, lines: Sequence[Mapping[str, Any]]) -> str:
+    """The field with the prediction: "pred", or "<model>_pred" as L-Eval's own programs call it."""
+    key = next((key for key in lines[0] if key == "pred" or key.endswith("_pred")), None)
+    if key is None:
+        raise UserError(f"{dataset!r}: predictions have neither 'pred' nor '<model>_pred'")
+    return key
+
+
+def _closed_ended_pair(dataset: str, prediction: str, reference: str) -> Pair:
+    if dataset in _SINGLE_OPTION:
+        return extract.single_option(prediction), extract.reference_options(reference)
+    if dataset == "coursera":
+        return extract.several_options(prediction), extract.reference_options(reference)
+    if dataset == "gsm100":
+        return extract.math_answer(prediction), extract.math_answer(reference)
+    if dataset == "codeU":
+        return extract.code_answer(prediction, reference), extract.code_reference(reference)
+    return prediction, reference
+
+
+def _exam(pairs: Sequence[Pair]) -> dict[str, Any]:
+    values = [100 * exact_match(*pair) for pair in pairs]
+    return _metrics({"exact_match": _mean(values)}, "exact_match", pairs, bootstrap_stderr(values))
+
+
+def _f1(pairs: Sequence[Pair]) -> dict[str, Any]:
+    values = [100 * qa_f1(*pair) for pair in pairs]
+    return _metrics({"f1": _mean(values)}, "f1", pairs, bootstrap_stderr(values))
+
+
+def _rouge(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Means of ROUGE-1, -2 and -L, and the geometric mean of the three means."""
+    values = [tuple(100 * value for value in rouge_1_2_l(*pair)) for pair in pairs]
+    means = [_mean(column) for column in zip(*values, strict=True)]
+    named = {f"rouge/{name}": mean for name, mean in zip(("rouge1", "rouge2", "rougeL"), means, strict=True)}
+    named["rouge/geometric_mean"] = float(_geometric_mean(torch.tensor([means], dtype=torch.float64)))
+    return _metrics(named, "rouge/geometric_mean", pairs, bootstrap_stderr(values, _geometric_mean))
+
+
+def _topic_retrieval(pairs: Sequence[Pair], lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Exact match of the first, second and third topic, and their mean."""
+    # Files of other programs do not say which question a line answers, but hold all three in order.
+    turns = [line.get("turn", number % TURNS) for number, line in enumerate(lines)]
+    parts = {
+        f"first {turn + 1} sentence retrieval score": _exam(chosen)
+        for turn in range(TURNS)
+        if (chosen := [pair for pair, its_turn in zip(pairs, turns, strict=True) if its_turn == turn])
+    }
+    return _mean_of_parts(parts, bootstrap_stderr([100 * exact_match(*pair) for pair in pairs]))
+
+
+def _science_fiction(predictions: Sequence[Pair]) -> dict[str, Any]:
+    """Exact match by the document ("loyalty") and by the world ("fact"), and their mean."""
+    both = [
+        tuple(zip(extract.judgement_answer(prediction), extract.judgement_reference(reference), strict=True))
+        for prediction, reference in predictions
+    ]
+    parts = {
+        "loyalty score": _exam([pair[0] for pair in both]),
+        "fact score": _exam([pair[1] for pair in both]),
+    }
+    values = [50 * (exact_match(*loyalty) + exact_match(*fact)) for loyalty, fact in both]
+    return _mean_of_parts(parts, bootstrap_stderr(values))
+
+
+def _mean_of_parts(parts: dict[str, Any], stderr: float | None) -> dict[str, Any]:
+    score = round(_mean([part["exact_match"] for part in parts.values()]), 4)
+    return {**parts, "LEval_score": score, "stderr": _rounded(stderr)}
+
+
+def _metrics(named: Mapping[str, float], key: str, pairs: Sequence[Pair], stderr: float | None) -> dict[str, Any]:
+    rounded = {name: round(value, 4) for name, value in named.items()}
+    return {
+        **rounded,
+        "num_predicted": len(pairs),
+        "mean_prediction_length_characters": round(_mean([len(prediction) for prediction, _ in pairs]), 4),
+        "LEval_score": rounded[key],
+        "stderr": _rounded(stderr),
+    }
+
+
+def _geometric_mean(means: Tensor) -> Tensor:
+    return means.prod(dim=-1) ** (1 / means.shape[-1])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

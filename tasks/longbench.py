@@ -1,0 +1,235 @@
+"""LongBench (Bai et al., 2023, arXiv 2308.14508): 21 tasks, of which the paper uses the 16 English ones.
+
+Prompts, generation lengths and the rules of the official code: a prompt that does not fit is cut in its middle, six
+tasks get no chat template, samsum ends at a newline. As the paper's authors ran it, the prompt's room is the target
+less the generation length less 50 tokens for the chat template (the official code has fixed lengths, about 500 less
+than each model's window).
+
+Three results: every record, records whose prompt is longer than the window (`result_o.json`), and records whose
+prompt, before it is cut, is longer than the target (`result_t.json`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pipeline.errors import UserError
+from tasks.base import Engine, Line, Record, Task
+from tasks.chat import chat_ids
+from tasks.jsonl import find_in_folder, hub_file, read_rows, read_zipped_rows
+from tasks.metrics.classification import classification
+from tasks.metrics.code_similarity import code_similarity
+from tasks.metrics.numbers import count_score, retrieval_score
+from tasks.metrics.rouge import rouge_l, rouge_l_chinese
+from tasks.metrics.summary import average, summarise
+from tasks.metrics.token_f1 import qa_f1, qa_f1_chinese
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from pipeline.config import ExperimentConfig
+
+logger = logging.getLogger(__name__)
+
+_DATA = Path(__file__).parent / "data" / "longbench"
+PROMPTS: dict[str, str] = json.loads((_DATA / "dataset2prompt.json").read_text(encoding="utf-8"))
+MAX_NEW_TOKENS: dict[str, int] = json.loads((_DATA / "dataset2maxlen.json").read_text(encoding="utf-8"))
+
+REPOSITORY = "THUDM/LongBench"
+FIELDS = ("input", "context", "answers", "length")
+CHINESE = frozenset({"multifieldqa_zh", "dureader", "vcsum", "lsht", "passage_retrieval_zh"})
+NO_CHAT_TEMPLATE = frozenset({"trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p"})
+SCORED_BY_FIRST_LINE = frozenset({"trec", "triviaqa", "samsum", "lsht"})
+# Tokens of the target that stay free for the chat template, as in the paper's code.
+TEMPLATE_ROOM = 50
+
+_SCORERS: dict[str, Callable[[str, str], float]] = {
+    "narrativeqa": qa_f1,
+    "qasper": qa_f1,
+    "multifieldqa_en": qa_f1,
+    "multifieldqa_zh": qa_f1_chinese,
+    "hotpotqa": qa_f1,
+    "2wikimqa": qa_f1,
+    "musique": qa_f1,
+    "dureader": rouge_l_chinese,
+    "gov_report": rouge_l,
+    "qmsum": rouge_l,
+    "multi_news": rouge_l,
+    "vcsum": rouge_l_chinese,
+    "triviaqa": qa_f1,
+    "samsum": rouge_l,
+    "passage_count": count_score,
+    "passage_retrieval_en": retrieval_score,
+    "passage_retrieval_zh": retrieval_score,
+    "lcc": code_similarity,
+    "repobench-p": code_similarity,
+}
+# Scored against the class names of the record: trec, lsht.
+_CLASSIFIED = frozenset(PROMPTS) - frozenset(_SCORERS)
+
+
+def official_prompt(dataset: str, record: Mapping[str, Any]) -> str:
+    """The published prompt of a record, before it is cut and before any chat template."""
+    return PROMPTS[dataset].format(context=record["context"], input=record["input"])
+
+
+def cut_middle(text: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[str, int, int]:
+    """The text with its middle left out where it has more than `limit` tokens, and its tokens before and after.
+
+    Halves of int(limit / 2) tokens stay, decoded without special tokens, as in the official code.
+    """
+    ids = tokenizer(text, truncation=False)["input_ids"]
+    if len(ids) <= limit:
+        return text, len(ids), len(ids)
+    half = limit // 2
+    ends = [str(tokenizer.decode(part, skip_special_tokens=True)) for part in (ids[:half], ids[-half:])]
+    return "".join(ends), len(ids), 2 * half
+
+
+def record_score(dataset: str, line: Mapping[str, Any]) -> float:
+    """Score of one prediction line, in [0, 1]: the best over its answers."""
+    prediction = line["pred"]
+    if dataset in SCORED_BY_FIRST_LINE:
+        prediction = prediction.lstrip("\n").split("\n")[0]
+    if dataset in _CLASSIFIED:
+        scores = [classification(prediction, answer, line["all_classes"]) for answer in line["answers"]]
+    else:
+        scores = [_SCORERS[dataset](prediction, answer) for answer in line["answers"]]
+    return max(scores, default=0.0)
+
+
+class LongBench(Task):
+    """The 21 tasks. `LongBenchE` has the same prompts and other records."""
+
+    name: ClassVar[str] = "longbench"
+    folder: ClassVar[str] = "lb/pred"
+    scores_foreign: ClassVar[bool] = True
+    file_suffix: ClassVar[str] = ""
+    all_datasets: ClassVar[tuple[str, ...]] = tuple(PROMPTS)
+
+    def datasets(self, cfg: ExperimentConfig) -> list[str]:
+        return [dataset for dataset in PROMPTS if dataset not in CHINESE]
+
+    def known_datasets(self, cfg: ExperimentConfig) -> list[str]:
+        return list(self.all_datasets)
+
+    def records(self, cfg: ExperimentConfig, dataset: str) -> Iterable[Record]:
+        name = f"{dataset}{self.file_suffix}.jsonl"
+        if cfg.data_dir is not None:
+            rows = read_rows(find_in_folder(cfg.data_dir, name, ("data",)), FIELDS)
+        else:
+            rows = read_zipped_rows(hub_file(REPOSITORY, "data.zip"), name, FIELDS)
+        for index, row in enumerate(rows):
+            # The number keeps ids apart where a file repeats one.
+            identity = f"{index:04d}-{row['_id']}" if row.get("_id") else f"{index:04d}"
+            yield {"all_classes": None, **row, "id": identity}
+
+    def prompt(
+        self, cfg: ExperimentConfig, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
+    ) -> list[int]:
+        return self._prompt(cfg, dataset, record, tokenizer)[0]
+
+    def predict(self, engine: Engine, dataset: str, record: Record) -> Line:
+        ids, prompt_len = self._prompt(engine.cfg, dataset, record, engine.tokenizer)
+        stop: list[int] = []
+        if dataset == "samsum":
+            # Models go on with dialogues of their own: the official code ends at a newline, after one token at least.
+            stop = [engine.tokenizer.encode("\n", add_special_tokens=False)[-1]]
+        generation = engine.generate(
+            ids, max_new_tokens(engine.cfg, dataset), stop_token_ids=stop, min_new_tokens=1 if stop else 0
+        )
+        return {
+            "pred": generation.text,
+            "answers": record["answers"],
+            "all_classes": record["all_classes"],
+            "length": record["length"],
+            "prefill_len": generation.prompt_tokens,
+            "final_len": generation.total_tokens,
+            "prompt_len": prompt_len,
+        }
+
+    def _prompt(
+        self, cfg: ExperimentConfig, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[list[int], int]:
+        """Token ids of the prompt as the model sees it, and the number that it would have if it were not cut."""
+        limit = cfg.max_pe - max_new_tokens(cfg, dataset) - TEMPLATE_ROOM
+        if limit < 2:
+            least = max_new_tokens(cfg, dataset) + TEMPLATE_ROOM + 2
+            raise UserError(f"max_pe = {cfg.max_pe} leaves no room for a prompt of {dataset!r}; it needs {least}")
+        text, before, after = cut_middle(official_prompt(dataset, record), tokenizer, limit)
+        if dataset in NO_CHAT_TEMPLATE:
+            ids = list(tokenizer(text)["input_ids"])
+        else:
+            ids = chat_ids(tokenizer, text, mode=cfg.chat, system_prompt=cfg.system_prompt)
+        return ids, len(ids) + before - after
+
+    def score(self, cfg: ExperimentConfig | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
+        scored = {dataset: self._score_lines(dataset, lines[dataset]) for dataset in lines if lines[dataset]}
+        documents: dict[str, Any] = {}
+        detail: dict[str, Any] = {"datasets": {dataset: {} for dataset in scored}, "average": {}}
+        for file_name, subset, bound in _subsets(cfg):
+            chosen: dict[str, list[tuple[Line, float]]] = {}
+            for dataset, pairs in scored.items():
+                kept = [(line, value) for line, value in pairs if bound is None or _prompt_length(line) > bound]
+                if kept:
+                    chosen[dataset] = kept
+            documents[file_name] = {dataset: self._published(pairs) for dataset, pairs in chosen.items()}
+            for dataset, pairs in chosen.items():
+                detail["datasets"][dataset][subset] = self._detail(pairs)
+            if chosen:
+                summaries = [summarise([value for _, value in pairs]) for pairs in chosen.values()]
+                detail["average"][subset] = average(summaries)
+        return {**documents, "result_detail.json": detail}
+
+    def _score_lines(self, dataset: str, lines: Sequence[Line]) -> list[tuple[Line, float]]:
+        if dataset not in self.all_datasets:
+            raise UserError(f"{dataset!r} is no data set of {self.name} (data sets: {', '.join(self.all_datasets)})")
+        needed = {
+            "pred",
+            "answers",
+            *(("all_classes",) if dataset in _CLASSIFIED else ()),
+            *self._needed_to_score(),
+        }
+        for number, line in enumerate(lines, start=1):
+            if missing := sorted(needed - line.keys()):
+                raise UserError(f"{dataset!r} prediction {number} has no {', '.join(map(repr, missing))}")
+        return [(line, record_score(dataset, line)) for line in lines]
+
+    def _needed_to_score(self) -> tuple[str, ...]:
+        return ()
+
+    def _published(self, pairs: Sequence[tuple[Line, float]]) -> Any:
+        """The value of `result.json`: percent, two decimals."""
+        return round(100 * sum(value for _, value in pairs) / len(pairs), 2)
+
+    def _detail(self, pairs: Sequence[tuple[Line, float]]) -> dict[str, Any]:
+        return summarise([value for _, value in pairs])
+
+
+def max_new_tokens(cfg: ExperimentConfig, dataset: str) -> int:
+    """Tokens to generate: the configuration's number, else the published one."""
+    return cfg.max_new_tokens or MAX_NEW_TOKENS[dataset]
+
+
+def _subsets(cfg: ExperimentConfig | None) -> list[tuple[str, str, int | None]]:
+    """File name, name, and the length that a prompt must exceed, of each result that can be given."""
+    subsets: list[tuple[str, str, int | None]] = [("result.json", "all", None)]
+    if cfg is None:
+        return subsets
+    if cfg.ori_max_position_embeddings is None:
+        logger.warning("the configuration names no ori_max_position_embeddings: result_o.json is not written")
+    else:
+        subsets.append(("result_o.json", "longer_than_window", cfg.ori_max_position_embeddings))
+    return [*subsets, ("result_t.json", "longer_than_target", cfg.max_pe)]
+
+
+def _prompt_length(line: Line) -> int:
+    """Tokens of the whole prompt; of what was fed, in files that do not say."""
+    return int(line.get("prompt_len") or line.get("prefill_len") or 0)
+
+
+TASK = LongBench()

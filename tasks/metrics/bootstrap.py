@@ -1,0 +1,29 @@
+"""Standard errors by resampling records with replacement (Efron, 1979), the same numbers in every run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+RESAMPLES = 1000
+SEED = 0
+
+
+def bootstrap_stderr(
+    scores: Sequence[float] | Sequence[Sequence[float]],
+    statistic: Callable[[Tensor], Tensor] | None = None,
+) -> float | None:
+    """Standard error of the mean score, or of `statistic`, over records; None for fewer than two.
+
+    `scores` has one number, or one row of k numbers, a record. `statistic` maps the means of all resamples,
+    (RESAMPLES, k), to one number each, (RESAMPLES,).
+    """
+    values = torch.tensor(scores, dtype=torch.float64)
+    if len(values) < 2:
+        return None
+    generator = torch.Generator().manual_seed(SEED)
+    drawn = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
+    means = values[drawn].mean(dim=1)  # (R,) or (R, k)
+    return float((statistic(means) if statistic else means).std())
