@@ -57,7 +57,7 @@ def load(
         **source.options,
     )
     if not placement:
-        model = model.to(device)
+        model.to(device)  # type: ignore[arg-type]
     model.eval()
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # batches and generation need one

@@ -64,9 +64,9 @@ def choose(impl: str, q: Tensor, plan: Plan, need_weights: bool = False) -> str:
     if impl != "auto":
         why = _obstacle(impl, q, plan, need_weights)
         if why:
-            raise ValueError(f"attn_impl = {impl!r} cannot run here: {why}. Use attn_impl = 'auto' to let one be chosen")
+            raise ValueError(f"attn_impl = {impl!r} cannot run here: {why}. attn_impl = 'auto' lets one be chosen")
         return impl
-    reasons = []
+    reasons: list[str] = []
     for name in ("triton", "sdpa", "reference"):
         why = _obstacle(name, q, plan, need_weights)
         if not why:

@@ -99,4 +99,5 @@ def apply(
         value = value + mean
     if noise.kind == "uniform" and noise.scale_max:
         value = value * logits.masked_fill(~allowed, float("-inf")).amax(-1, keepdim=True)
-    return logits + torch.where(noisy & (std > 0)[:, None], value, torch.zeros((), device=logits.device)).to(logits.dtype)
+    gets_noise = noisy & (std > 0)[:, None]
+    return logits + value.to(logits.dtype).masked_fill(~gets_noise, 0.0)

@@ -70,7 +70,7 @@ def _rotate_keys(
     k: Tensor, segment: Segment, known: dict[tuple[int, KeyPositions], Tensor]
 ) -> dict[tuple[int, KeyPositions], Tensor]:
     """Keys turned by each of the segment's tables, (B, Hkv, n, D); what the segment before turned is extended."""
-    result = {}
+    result: dict[tuple[int, KeyPositions], Tensor] = {}
     for band in segment.bands:
         table, n = _table_of(band), int(band.stop[-1])
         have = result.get(table, known.get(table))

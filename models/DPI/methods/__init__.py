@@ -57,7 +57,8 @@ def _explain(error: ValidationError, method: type[Method]) -> str:
         parameter = str(item["loc"][0])
         if item["type"] == "extra_forbidden":
             known = ", ".join(method.model_fields) or "none"
-            lines[parameter] = f"unknown parameter {parameter!r} (known: {known}){_hint(parameter, method.model_fields)}"
+            hint = _hint(parameter, method.model_fields)
+            lines[parameter] = f"unknown parameter {parameter!r} (known: {known}){hint}"
         elif item["type"] == "missing":
             lines[parameter] = f"parameter {parameter!r} is missing"
         else:

@@ -90,7 +90,9 @@ def causal(past: int, length: int) -> Tensor:
     return torch.arange(past, length)
 
 
-def one_band(rope: Rope, frequencies: Frequencies, past: int, length: int, scaling: float | None = None) -> list[Segment]:
+def one_band(
+    rope: Rope, frequencies: Frequencies, past: int, length: int, scaling: float | None = None
+) -> list[Segment]:
     """The stock model's band: positions i and j. scaling: factor on cos and sin, the model's own if None."""
     i = causal(past, length)
     factor = rope.scaling if scaling is None else scaling

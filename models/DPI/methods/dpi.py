@@ -101,12 +101,12 @@ class DPI(Method):
         positions = torch.where(in_head, squeezed, rope.window - end + i).double()
         boundary = torch.minimum(head, i + 1)
         scale = rope.scaling**2
-        period = EVERY_KEY if self.addon_relcoef == 0 else s
-        noisy_tail = EVERY_KEY if self.addon_relcoef == 0 else None
         keys = KeyPositions(stretch=s, blend=self.appro_attn)
+        # w_j, the weight of the interpolation, is not 0 for keys of the head that s does not divide.
+        head_noise, tail_noise = (s, None) if self.addon_relcoef else (EVERY_KEY, EVERY_KEY)
         bands = (
-            Band(rope.frequencies, positions, keys, i * 0, boundary, query_scale=scale, noise_period=period),
-            Band(rope.frequencies, i.double(), TRUE_POSITIONS, boundary, i + 1, query_scale=scale, noise_period=noisy_tail),
+            Band(rope.frequencies, positions, keys, i * 0, boundary, scale, head_noise),
+            Band(rope.frequencies, i.double(), TRUE_POSITIONS, boundary, i + 1, scale, tail_noise),
         )
         return Segment(int(i[0]), int(i[-1]) + 1, bands, noise_std=self._noise_std(end))
 

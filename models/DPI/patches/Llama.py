@@ -35,9 +35,7 @@ _numbers = itertools.count()
 def check_config(config: PreTrainedConfig, method: Method) -> None:
     """Raise ValueError if a model of this configuration cannot run the method."""
     if config.model_type not in MODEL_TYPES:
-        raise ValueError(
-            f"model_type is {config.model_type!r}; methods can be installed on {', '.join(MODEL_TYPES)}"
-        )
+        raise ValueError(f"model_type is {config.model_type!r}; methods can be installed on {', '.join(MODEL_TYPES)}")
     rope_type = _rope_parameters(config)["rope_type"]
     if rope_type not in STATIC_ROPE_TYPES:
         raise ValueError(
@@ -60,7 +58,7 @@ def check_config(config: PreTrainedConfig, method: Method) -> None:
 
 def rope_of(config: PreTrainedConfig, rotary: nn.Module, window: int) -> Rope:
     """The rotary scheme of a model, computed anew in fp32 (a model cast to bf16 may hold rounded frequencies)."""
-    fresh = type(rotary)(config=config)
+    fresh: Any = type(rotary)(config=config)
     parameters = _rope_parameters(config)
     return Rope(
         inv_freq=fresh.inv_freq.float().cpu(),
@@ -130,13 +128,13 @@ class _NoRotation(nn.Module):
 class _Installation:
     """One model's method, and what it knows of the forward pass under way."""
 
-    def __init__(self, model: PreTrainedModel, method: Method, window: int, attn_impl: str, seed: int) -> None:
+    def __init__(self, model: Any, method: Method, window: int, attn_impl: str, seed: int) -> None:
         self.base = model.base_model
         self.config = model.config
         self.method = method
         self.attn_impl = attn_impl
         self.seed = seed
-        self.stock_rotary = self.base.rotary_emb
+        self.stock_rotary: nn.Module = self.base.rotary_emb
         self.stock_implementation = model.config._attn_implementation
         self.rope = rope_of(model.config, self.stock_rotary, window)
         self.name = f"gali_{next(_numbers)}"  # names with "flash" in them or a slash mean something to transformers
@@ -190,12 +188,12 @@ class _Installation:
 
     def attend(
         self,
-        module: nn.Module,
+        module: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | None,
-        scaling: float | None = None,
+        scaling: float,
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -203,7 +201,6 @@ class _Installation:
         if dropout:
             raise ValueError(f"attention_dropout = {dropout}: methods are for inference; call model.eval()")
         assert self.plan is not None
-        scaling = module.head_dim**-0.5 if scaling is None else scaling
         if self.runs_stock:
             query, key = self._rotate_as_stock(query, key)
             return self.stock_attention(

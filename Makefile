@@ -1,0 +1,25 @@
+# make demo, make test, make lint: each makes .venv if it is missing.
+PYTHON ?= python3
+VENV := .venv/bin
+
+.PHONY: demo test lint clean
+
+.venv/ready: requirements.txt requirements-dev.txt
+	test -x $(VENV)/python || $(PYTHON) -m venv .venv
+	$(VENV)/python -m pip install --quiet torch==2.13.0
+	$(VENV)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+demo: .venv/ready
+	$(VENV)/python pred.py --cfg expcfg/demo_dpi.toml
+
+test: .venv/ready
+	$(VENV)/python -m pytest -m "not gpu and not slow" -n 2
+
+lint: .venv/ready
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy models tasks pipeline tools benchmarks pred.py eval.py collect_results.py
+
+clean:
+	rm -rf .venv
