@@ -164,19 +164,26 @@ def merge(folder: Path, dataset: str, order: Sequence[str]) -> list[Line]:
     path = prediction_file(folder, dataset)
     parts = part_files(folder, dataset)
     before = read_lines(path, repair=True)
-    best: dict[str, Line] = {}
-    for line in [*before, *(line for part in parts for line in read_lines(part, repair=True))]:
-        if "id" not in line:
-            raise UserError(f"{str(path)!r} has lines without 'id': another program wrote it; choose another exp_name")
-        known = best.get(line["id"])
-        if known is None or is_failed(known):
-            best[line["id"]] = line
+    found = [*before, *(line for part in parts for line in read_lines(part, repair=True))]
+    if any("id" not in line for line in found):
+        raise UserError(f"{str(path)!r} has lines without 'id': another program wrote it; choose another exp_name")
+    best = {line["id"]: line for line in best_lines(found)}
     ordered = [best.pop(identity) for identity in order if identity in best] + list(best.values())
     if ordered != before:
         _replace(path, "".join(dump_line(line) for line in ordered))
     for part in parts:
         part.unlink()
     return ordered
+
+
+def best_lines(lines: Iterable[Line]) -> list[Line]:
+    """One line a record: its prediction if it has one, else its last error. Lines without `id` are all kept."""
+    best: dict[Any, Line] = {}
+    for number, line in enumerate(lines):
+        key = ("id", line["id"]) if "id" in line else ("line", number)
+        if key not in best or is_failed(best[key]):
+            best[key] = line
+    return list(best.values())
 
 
 def dump_line(line: Line) -> str:

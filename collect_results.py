@@ -1,0 +1,35 @@
+"""Collects scored experiments into Excel files, a Markdown table and pictures."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from pipeline import store
+from pipeline.cli import EXIT_DONE, make_parser, run_script
+from pipeline.errors import UserError
+from pipeline.report import collect
+from tasks import get_task
+
+
+def main(argv: list[str]) -> int:
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--task", required=True, help="longbench, longbench_e, leval, pg19, needle, ...")
+    parser.add_argument("--exp", default="all", metavar="NAME",
+                        help="experiment, whose folder gets the files; or all (default)")  # fmt: skip
+    arguments = parser.parse_args(argv)
+    task = get_task(arguments.task)
+    if arguments.exp == "all":
+        folders, out = store.list_experiments(arguments.results, task), arguments.results / task.folder
+    else:
+        out = store.experiment_folder(arguments.results, task, arguments.exp)
+        folders = [out]
+        if not out.is_dir() or not store.belongs_to(out, task):
+            raise UserError(f"{str(out)!r} is no experiment of task {task.name!r}; pred.py writes them")
+    console = Console(soft_wrap=True)
+    for path in collect(folders, task, out):
+        console.print(str(path), highlight=False, markup=False)
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    run_script(main)

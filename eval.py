@@ -1,0 +1,42 @@
+"""Scores the predictions of an experiment into result.json and result_detail.json beside them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+
+from pipeline import store
+from pipeline.cli import EXIT_DONE, make_parser, run_script
+from pipeline.scoring import score_experiment
+from tasks import get_task
+
+
+def main(argv: list[str]) -> int:
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--task", required=True, help="longbench, longbench_e, leval, pg19, needle, ...")
+    parser.add_argument("--exp", required=True, metavar="NAME", help="experiment, or all")
+    arguments = parser.parse_args(argv)
+    task = get_task(arguments.task)
+    if arguments.exp == "all":
+        folders = store.list_experiments(arguments.results, task)
+    else:
+        folders = [store.experiment_folder(arguments.results, task, arguments.exp)]
+    console = Console(soft_wrap=True)
+    for folder in folders:
+        progress = score_experiment(folder, task)
+        note = f" ({progress.describe()})" if progress.describe() else ""
+        console.print(f"{folder / 'result.json'}{note}", highlight=False, markup=False)
+        console.print(shorten(store.read_json(folder / "result.json")), highlight=False, markup=False)
+    return EXIT_DONE
+
+
+def shorten(result: Any) -> str:
+    """A result for the terminal: its beginning, if it is long."""
+    text = json.dumps(result, ensure_ascii=False)
+    return text if len(text) <= 600 else f"{text[:600]} ..."
+
+
+if __name__ == "__main__":
+    run_script(main)

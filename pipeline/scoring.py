@@ -1,0 +1,106 @@
+"""Scores prediction files into `result.json` and its companions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import store
+from pipeline.errors import UserError
+from pipeline.experiment import config_of_run
+from tasks.base import Line, Task
+
+logger = logging.getLogger(__name__)
+
+DETAIL_FILE = "result_detail.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How complete an experiment's predictions are, over all its data sets.
+
+    `limited` says that the run was cut short on purpose (`limit` or `test`).
+    """
+
+    predicted: int
+    failed: int
+    expected: int | None
+    limited: bool
+
+    @property
+    def complete(self) -> bool:
+        return self.expected == self.predicted and not self.limited
+
+    def describe(self) -> str:
+        """One or two words for tables and legends; empty for a complete experiment."""
+        if self.expected is None:
+            return ""
+        parts = []
+        if self.predicted != self.expected:
+            parts.append(f"incomplete {self.predicted}/{self.expected}")
+        if self.failed:
+            parts.append(f"{self.failed} failed")
+        if self.limited:
+            parts.append("limited")
+        return ", ".join(parts)
+
+
+def score_experiment(folder: Path, task: Task) -> Progress:
+    """Score one experiment and write its result files. Raises `UserError` where it cannot."""
+    run = store.read_run(folder)
+    lines = read_predictions(folder)
+    if not lines:
+        where = "has no prediction files" if folder.is_dir() else "does not exist"
+        raise UserError(f"experiment {str(folder)!r} {where}; pred.py writes them")
+    if run is None and not task.scores_foreign:
+        raise UserError(f"{str(folder)!r} has no {store.RUN_FILE}, which {task.name} needs; run pred.py")
+    if run is not None and run["config"]["task"] != task.name:
+        raise UserError(f"{str(folder)!r} is an experiment of task {run['config']['task']!r}, not {task.name!r}")
+    cfg = None if run is None else config_of_run(run, str(folder / store.RUN_FILE))
+    good = {name: [line for line in found if not store.is_failed(line)] for name, found in lines.items()}
+    try:
+        documents = task.score(cfg, good)
+    except KeyError as error:
+        raise UserError(f"a line in {str(folder)!r} lacks the field {error}, which {task.name} scores") from None
+    progress = measure(run, lines)
+    documents[DETAIL_FILE] = {**documents.get(DETAIL_FILE, {}), "run": _run_summary(run, progress)}
+    for name, content in documents.items():
+        store.write_json(folder / name, content)
+    if progress.describe():
+        logger.warning("%s: %s", folder.name, progress.describe())
+    return progress
+
+
+def read_predictions(folder: Path) -> dict[str, list[Line]]:
+    """Prediction lines by data set, one line a record. A file without lines is left out."""
+    found = {path.stem: store.best_lines(store.read_lines(path)) for path in sorted(folder.glob("*.jsonl"))
+             if not path.name.startswith(".")}  # fmt: skip
+    return {name: lines for name, lines in found.items() if lines}
+
+
+def measure(run: Mapping[str, Any] | None, lines: Mapping[str, Sequence[Line]]) -> Progress:
+    """How complete predictions are, by the record counts in the run record."""
+    failed = sum(store.is_failed(line) for found in lines.values() for line in found)
+    predicted = sum(len(found) for found in lines.values()) - failed
+    if run is None:
+        return Progress(predicted, failed, None, False)
+    counts = run["datasets"].values()
+    limited = any(entry["limited"] for entry in counts)
+    return Progress(predicted, failed, sum(entry["records"] for entry in counts), limited)
+
+
+def _run_summary(run: Mapping[str, Any] | None, progress: Progress) -> dict[str, Any]:
+    summary: dict[str, Any] = {
+        "predicted": progress.predicted,
+        "failed": progress.failed,
+        "expected": progress.expected,
+        "limited": progress.limited,
+    }
+    if run is not None:
+        config = run["config"]
+        keys = ("model", "method", "params", "max_pe", "seed")
+        summary |= {key: config[key] for key in keys} | {"window": run["window"], "versions": run["versions"]}
+    return summary
