@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 if TYPE_CHECKING:
     from pipeline.report import Experiment
@@ -39,6 +39,7 @@ UNKNOWN_STYLE = ("other", "#999999", ".")
 LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 
 MISSING_COLOUR = "#DDDDDD"
+WINDOW_COLOUR = "#D00000"
 COLUMNS = 4
 DPI = 150
 
@@ -68,25 +69,29 @@ def needle_heatmaps(experiments: Sequence[Experiment]) -> Figure | None:
     )  # fmt: skip
     colours = plt.get_cmap("cividis").copy()
     colours.set_bad(MISSING_COLOUR)
+    lengths = sorted({cell["context_length"] for experiment in experiments for cell in experiment.result})
     image = None
     for index, axis in enumerate(axes.flat):
         if index >= len(experiments):
             axis.set_visible(False)
             continue
-        image = _heatmap(axis, experiments[index], colours)
+        image = _heatmap(axis, experiments[index], lengths, colours)
         if index % columns == 0:
             axis.set_ylabel("depth of the needle, %")
         if index + columns >= len(experiments):
             axis.set_xlabel("prompt, thousand tokens")
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.015)
+    bar = figure.colorbar(image, ax=axes, shrink=1 if rows == 1 else 0.5, pad=0.015)
     bar.set_label("share of trials with the answer")
     return figure
 
 
-def _heatmap(axis: Axes, experiment: Experiment, colours: matplotlib.colors.Colormap) -> matplotlib.image.AxesImage:
-    frame = pd.DataFrame(experiment.result).pivot(index="depth_percent", columns="context_length", values="score")
+def _heatmap(
+    axis: Axes, experiment: Experiment, lengths: Sequence[int], colours: matplotlib.colors.Colormap
+) -> matplotlib.image.AxesImage:
+    """One panel; cells that the experiment does not have are grey."""
+    cells = pd.DataFrame(experiment.result, columns=["context_length", "depth_percent", "score"])
+    frame = cells.pivot(index="depth_percent", columns="context_length", values="score").reindex(columns=lengths)
     image = axis.imshow(frame, aspect="auto", origin="upper", vmin=0, vmax=1, cmap=colours, interpolation="nearest")
-    lengths = [float(length) for length in frame.columns]
     step = math.ceil(len(lengths) / 8)
     axis.set_xticks(range(0, len(lengths), step), [f"{length / 1000:g}" for length in lengths[::step]])
     depths = list(frame.index)
@@ -100,17 +105,18 @@ def _heatmap(axis: Axes, experiment: Experiment, colours: matplotlib.colors.Colo
 
 
 def _mark_window_between_cells(axis: Axes, lengths: Sequence[float], window: int) -> None:
-    """A dashed line between the cells within the window and those beyond it, if the window is in the picture."""
+    """A dashed line between the cells within the window and those beyond; only a label where all are within."""
     within = sum(length <= window for length in lengths)
-    edge = within - 0.5
-    if within == len(lengths):  # everything is within the window: the line is the right border
-        edge -= 0.02
-    axis.axvline(max(edge, -0.48), color="white", linewidth=3.2)
-    axis.axvline(max(edge, -0.48), color="#D00000", linewidth=1.4, linestyle=(0, (4, 2)))
+    inside = within < len(lengths)
+    edge = max(within - 0.5, -0.48)
+    if inside:
+        axis.axvline(edge, color="white", linewidth=3.2)
+        axis.axvline(edge, color=WINDOW_COLOUR, linewidth=1.4, linestyle=(0, (4, 2)))
     axis.annotate(
-        f"W = {window:,}", (max(edge, -0.48), 0), xytext=(3, -2), xycoords=("data", "axes fraction"),
-        textcoords="offset points", fontsize=7, color="#D00000", va="bottom", annotation_clip=False,
-        bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
+        f"W = {window:,}" + ("" if inside else " →"), (edge, 0), xycoords=("data", "axes fraction"),
+        xytext=(4 if inside else -4, 4), textcoords="offset points", ha="left" if inside else "right",
+        va="bottom", fontsize=7, color=WINDOW_COLOUR,
+        bbox={"boxstyle": "square,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.9},
     )  # fmt: skip
 
 
@@ -132,13 +138,14 @@ def perplexity_curves(experiments: Sequence[Experiment]) -> Figure | None:
     for axis, ((model, window), members) in zip(axes.flat, panels.items(), strict=False):
         _curves(axis, members)
         if window:
-            axis.axvline(window, color="#D00000", linewidth=1.2, linestyle=(0, (4, 2)), zorder=1)
+            axis.axvline(window, color=WINDOW_COLOUR, linewidth=1.2, linestyle=(0, (4, 2)), zorder=1)
             axis.annotate(
                 f"W = {window:,}", (window, 1), xycoords=("data", "axes fraction"), xytext=(3, -9),
-                textcoords="offset points", fontsize=8, color="#D00000",
+                textcoords="offset points", fontsize=8, color=WINDOW_COLOUR,
             )  # fmt: skip
         axis.set_title(model.rstrip("/").split("/")[-1], fontsize=10)
-        axis.set_xlabel("length, tokens")
+        axis.set_xlabel("length, thousand tokens")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: f"{tokens / 1000:g}"))
         axis.set_ylabel("perplexity")
     return figure
 
@@ -160,7 +167,7 @@ def _curves(axis: Axes, experiments: Sequence[Experiment]) -> None:
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_minor_locator(NullLocator())
     axis.set_xlim(left=0)
     axis.grid(color="#E5E5E5", linewidth=0.7)
     axis.set_axisbelow(True)

@@ -84,7 +84,7 @@ def collect(folders: Sequence[Path], task: Task, out: Path) -> list[Path]:
 
     Raises `UserError` if none of them is scored.
     """
-    experiments = [read_experiment(folder, task) for folder in folders]
+    experiments = sorted((read_experiment(folder, task) for folder in folders), key=_order)
     scored = [experiment for experiment in experiments if experiment.result is not None]
     if not scored:
         names = ", ".join(experiment.name for experiment in experiments[:5])
@@ -101,6 +101,13 @@ def collect(folders: Sequence[Path], task: Task, out: Path) -> list[Path]:
     path = out / f"{prefix}.md"
     write_markdown(path, experiments, task.name)
     return [*written, path, *figures.draw(task.name, scored, out / f"{prefix}.png")]
+
+
+def _order(experiment: Experiment) -> tuple[Any, ...]:
+    """By model, window and target, methods in one order everywhere."""
+    methods = list(figures.STYLES)
+    method = methods.index(experiment.method) if experiment.method in methods else len(methods)
+    return experiment.model or "", experiment.window or 0, experiment.target or 0, method, experiment.name
 
 
 def columns_of(experiments: Sequence[Experiment]) -> list[str]:

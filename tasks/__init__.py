@@ -17,7 +17,7 @@ _TASKS = {
     "passkey_retrieval": ("tasks.needle", "PASSKEY_RETRIEVAL"),
     "pg19": ("tasks.pg19", "TASK"),
     "longbench": ("tasks.longbench", "TASK"),
-    "longbench_e": ("tasks.longbench", "TASK_E"),
+    "longbench_e": ("tasks.longbench_e", "TASK"),
     "leval": ("tasks.leval", "TASK"),
 }
 # The spellings that the paper's README and older configurations carry.
