@@ -39,7 +39,7 @@ class ExperimentConfig(BaseModel):
     task: str = Field(description="longbench, longbench_e, leval, pg19, needle or passkey_retrieval")
     max_pe: Positive = Field(description="target length in tokens")
     ori_max_position_embeddings: Positive | None = Field(None, description="the window; None: the model's own")
-    test: Annotated[bool, Field(strict=True)] = Field(False, description="quick run: first record of the first data set")
+    test: Annotated[bool, Field(strict=True)] = Field(False, description="quick run: one record of the first data set")
 
     tasks: tuple[str, ...] = Field((), description="data sets to run; empty: the benchmark's usual ones")
     limit: Positive | None = Field(None, description="at most this many records a data set")

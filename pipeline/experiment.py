@@ -10,15 +10,17 @@ import platform
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import store
-from pipeline.config import RESUMABLE_KEYS, ExperimentConfig, build_config
-from pipeline.distributed import Workers
+from pipeline.config import RESUMABLE_KEYS, ExperimentConfig
 from pipeline.errors import UserError
 from pipeline.runner import Outcome, run_records, select_datasets, select_records
 from tasks import get_task
 from tasks.base import Engine, Record
+
+if TYPE_CHECKING:
+    from pipeline.distributed import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -126,11 +128,3 @@ def git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
-
-
-def config_of_run(run: Mapping[str, Any], source: str) -> ExperimentConfig:
-    """The configuration of a run record, with the window filled in where the model's own was used."""
-    content = {key: value for key, value in run["config"].items() if value is not None}
-    if run.get("window"):
-        content.setdefault("ori_max_position_embeddings", run["window"])
-    return build_config(content, source)

@@ -70,7 +70,6 @@ def needle_heatmaps(experiments: Sequence[Experiment]) -> Figure | None:
     colours = plt.get_cmap("cividis").copy()
     colours.set_bad(MISSING_COLOUR)
     lengths = sorted({cell["context_length"] for experiment in experiments for cell in experiment.result})
-    image = None
     for index, axis in enumerate(axes.flat):
         if index >= len(experiments):
             axis.set_visible(False)
@@ -90,7 +89,7 @@ def _heatmap(
 ) -> matplotlib.image.AxesImage:
     """One panel; cells that the experiment does not have are grey."""
     cells = pd.DataFrame(experiment.result, columns=["context_length", "depth_percent", "score"])
-    frame = cells.pivot(index="depth_percent", columns="context_length", values="score").reindex(columns=lengths)
+    frame = cells.pivot(index="depth_percent", columns="context_length", values="score").reindex(columns=list(lengths))
     image = axis.imshow(frame, aspect="auto", origin="upper", vmin=0, vmax=1, cmap=colours, interpolation="nearest")
     step = math.ceil(len(lengths) / 8)
     axis.set_xticks(range(0, len(lengths), step), [f"{length / 1000:g}" for length in lengths[::step]])

@@ -82,9 +82,7 @@ def estimate_memory(config: PreTrainedConfig, tokens: int, bytes_per_number: int
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * tokens
     # The MLP's gate, up and product, and the residual with its normalised copy.
     activations = tokens * (3 * config.intermediate_size + 2 * config.hidden_size)
-    return MemoryEstimate(
-        parameters * bytes_per_number, cache * bytes_per_number, activations * bytes_per_number
-    )
+    return MemoryEstimate(parameters * bytes_per_number, cache * bytes_per_number, activations * bytes_per_number)
 
 
 def quantiles(lengths: Sequence[int]) -> list[int]:
@@ -107,9 +105,7 @@ def show_plan(cfg: ExperimentConfig, window: int, console: Console) -> None:
     for plan in plans:
         beyond = sum(length > window for length in plan.prompt_tokens) / len(plan.prompt_tokens)
         cells = [f"{value:,}" for value in quantiles(plan.prompt_tokens)]
-        table.add_row(
-            plan.name, f"{plan.records:,}", *cells, f"{beyond:.0%}", f"{len(plan.prompt_tokens):,}"
-        )
+        table.add_row(plan.name, f"{plan.records:,}", *cells, f"{beyond:.0%}", f"{len(plan.prompt_tokens):,}")
     console.print(table)
     longest = max(max(plan.prompt_tokens) for plan in plans)
     on_gpu = not (cfg.device or "").startswith("cpu") and (torch.cuda.is_available() or cfg.device is not None)

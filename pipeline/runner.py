@@ -12,15 +12,17 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from tqdm import tqdm
 
 from pipeline import store
 from pipeline.config import ExperimentConfig
-from pipeline.distributed import Workers
 from pipeline.errors import UserError
 from tasks.base import Engine, Line, Record, Task
+
+if TYPE_CHECKING:
+    from pipeline.distributed import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -114,9 +116,16 @@ def predict_one(task: Task, engine: Engine, dataset: str, record: Record) -> Lin
     except Exception as error:
         logger.error("%s, record %s failed: %s: %s", dataset, record["id"], type(error).__name__, error)
         logger.debug("%s", traceback.format_exc())
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
         return {"id": record["id"], "error": f"{type(error).__name__}: {error}"}
+
+
+def free_memory() -> None:
+    """Give the GPU's cached memory back, so that the record after one that ran out of memory has it all."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def count(folder: Path, dataset: str, wanted: list[Record]) -> Outcome:
@@ -130,7 +139,7 @@ def count(folder: Path, dataset: str, wanted: list[Record]) -> Outcome:
 class _Progress:
     """The progress bar with tokens per second (prompt and continuation) since the run began."""
 
-    def __init__(self, bar: tqdm) -> None:  # type: ignore[type-arg]
+    def __init__(self, bar: tqdm) -> None:
         self._bar = bar
         self._tokens = 0
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import store
+from pipeline.config import ExperimentConfig, build_config
 from pipeline.errors import UserError
-from pipeline.experiment import config_of_run
 from tasks.base import Line, Task
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,14 @@ def score_experiment(folder: Path, task: Task) -> Progress:
     if progress.describe():
         logger.warning("%s: %s", folder.name, progress.describe())
     return progress
+
+
+def config_of_run(run: Mapping[str, Any], source: str) -> ExperimentConfig:
+    """The configuration of a run record, with the window filled in where the model's own was used."""
+    content = {key: value for key, value in run["config"].items() if value is not None}
+    if run.get("window"):
+        content.setdefault("ori_max_position_embeddings", run["window"])
+    return build_config(content, source)
 
 
 def read_predictions(folder: Path) -> dict[str, list[Line]]:

@@ -19,9 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from torch import Tensor
-
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from pipeline.config import ExperimentConfig
@@ -44,7 +43,7 @@ class Generation:
 
 
 class Engine(Protocol):
-    """A loaded model with its tokenizer and configuration, as a task sees it (`pipeline/engine.py` has the real one)."""
+    """A loaded model with its tokenizer and configuration, as a task sees it; `pipeline/engine.py` has the real one."""
 
     cfg: ExperimentConfig
     tokenizer: PreTrainedTokenizerBase

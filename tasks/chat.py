@@ -36,9 +36,7 @@ def chat_ids(
     `message` is the user's text, or several turns as `{"role", "content"}`. `answer_prefix` is the beginning of the
     answer, put into the model's mouth. `mode` "none" skips every template: the turns are joined by newlines.
     """
-    turns: list[Message] = (
-        [{"role": "user", "content": message}] if isinstance(message, str) else list(message)
-    )
+    turns: list[Message] = [{"role": "user", "content": message}] if isinstance(message, str) else list(message)
     if mode == "none" or not tokenizer.chat_template:
         parts = ([system_prompt] if system_prompt else []) + [turn["content"] for turn in turns]
         return list(tokenizer("\n".join(parts) + answer_prefix)["input_ids"])
@@ -51,9 +49,7 @@ def chat_ids(
     return list(tokenizer(text + answer_prefix, add_special_tokens=False)["input_ids"])
 
 
-def _llama2_text(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], system_prompt: str | None
-) -> str:
+def _llama2_text(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], system_prompt: str | None) -> str:
     """Turns in Llama-2's form. The first start token is left to the tokenizer."""
     text = ""
     system = f"<<SYS>>\n{system_prompt}\n<</SYS>>\n\n" if system_prompt else ""

@@ -30,9 +30,7 @@ GARBAGE = "The grass is green. The sky is blue. The sun is yellow. Here we go. T
 PASSKEY_LINE = "The pass key is {key}. Remember it. {key} is the pass key."
 PASSKEY_QUESTION = "What is the pass key? The pass key is"
 
-SANDWICH_LINE = (
-    "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."
-)
+SANDWICH_LINE = "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."
 SANDWICH_ANSWER = "eat a sandwich and sit in Dolores Park on a sunny day"
 SANDWICH_QUESTION = "What is the best thing to do in San Francisco?"
 SANDWICH_INTRODUCTION = (
@@ -80,9 +78,7 @@ def read_essays(folder: Path) -> str:
     """The texts of a folder (`*.txt`, sorted by name), joined by blank lines. Raises `UserError` if there are none."""
     files = sorted(folder.glob("*.txt")) if folder.is_dir() else []
     if not files:
-        raise UserError(
-            f"data_dir {str(folder)!r} has no *.txt files; the essays haystack is a folder of them"
-        )
+        raise UserError(f"data_dir {str(folder)!r} has no *.txt files; the essays haystack is a folder of them")
     return "\n\n".join(file.read_text(encoding="utf-8", errors="replace").strip() for file in files)
 
 
@@ -121,9 +117,7 @@ def build_prompt(n_chars: int, depth: float, needle: Needle, essays: str | None)
     return essays_prompt(n_chars, depth, needle, essays)
 
 
-def fit_prompt(
-    length: int, depth: float, needle: Needle, essays: str | None, tokenise: Tokenise
-) -> list[int]:
+def fit_prompt(length: int, depth: float, needle: Needle, essays: str | None, tokenise: Tokenise) -> list[int]:
     """Token ids of the prompt whose length is `length` tokens, chat template and special tokens included.
 
     `tokenise` turns the whole text into what the model is fed. The number of haystack characters is searched by
@@ -132,9 +126,7 @@ def fit_prompt(
     """
     shortest = tokenise(build_prompt(0, depth, needle, essays))
     if len(shortest) > length:
-        raise UserError(
-            f"a needle prompt of {length} tokens is impossible: its wording alone has {len(shortest)}"
-        )
+        raise UserError(f"a needle prompt of {length} tokens is impossible: its wording alone has {len(shortest)}")
     best, low, high = shortest, 0, 0
     guess = 4 * (length - len(shortest)) + 16
     while high == 0:  # grow until the prompt is too long

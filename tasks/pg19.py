@@ -5,10 +5,10 @@ text gives the negative log-likelihood ℓ_t of every token t = 1 … n − 1 gi
 no context and is not scored, every other exactly once. `stride` only says for how many tokens logits exist at a time:
 it bounds memory and changes no number, for any method.
 
-The perplexity at length L (1024, 2048, …, up to `max_pe`) is that of the first L tokens, exp of the mean of ℓ_1 … ℓ_{L−1},
-over the texts that have at least L tokens. `result.json` holds the token-weighted mean: one mean over all scored tokens
-of all texts. `result_detail.json` also holds the paper's number, the mean over texts of each text's perplexity, with
-its standard error.
+The perplexity at length L (1024, 2048, …, up to `max_pe`) is that of the first L tokens: exp of the mean of
+ℓ_1 … ℓ_{L−1}, over the texts that have at least L tokens. `result.json` holds the token-weighted mean: one mean over all
+scored tokens of all texts. `result_detail.json` also holds the paper's number, the mean over texts of each text's
+perplexity, with its standard error.
 
 Methods whose scale depends on the number of tokens (Dyn-NTK, ChunkLlama) see the whole text's number throughout.
 
@@ -123,9 +123,9 @@ def _hub_records() -> Iterable[Record]:
     try:
         books = load_dataset(HUB_REPOSITORY, split=HUB_SPLIT)
     except Exception as error:  # the hub's errors have no common class
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(
-            f"cannot load {HUB_REPOSITORY!r} from the hub ({type(error).__name__}: {' '.join(str(error).split())[:200]});"
-            " give data_dir, a folder of *.txt files"
+            f"cannot load {HUB_REPOSITORY!r} from the hub ({reason}); give data_dir, a folder of *.txt files"
         ) from None
     for number, book in enumerate(books):
         yield {"id": str(book.get("short_book_title") or number), "text": book["text"]}
