@@ -44,7 +44,9 @@ def chat_ids(
         return list(tokenizer(_llama2_text(tokenizer, turns, system_prompt) + answer_prefix)["input_ids"])
     if system_prompt:
         turns = [{"role": "system", "content": system_prompt}, *turns]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    text = str(
+        tokenizer.apply_chat_template([dict(turn) for turn in turns], tokenize=False, add_generation_prompt=True)
+    )
     # The template writes the special tokens itself.
     return list(tokenizer(text + answer_prefix, add_special_tokens=False)["input_ids"])
 

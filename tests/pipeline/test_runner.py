@@ -1,0 +1,202 @@
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from pipeline import store
+from pipeline.errors import UserError
+from pipeline.experiment import run_experiment
+from pipeline.runner import Outcome, run_records, select_datasets, select_records
+from tests.pipeline.fake_task import FakeTask, FakeWorkers
+from tests.pipeline.small import config
+
+FORK = multiprocessing.get_context("fork")
+
+
+def run(task, folder, cfg=None, workers=None, engine=object):
+    cfg = cfg or config()
+    records = {name: select_records(task, cfg, name) for name in select_datasets(task, cfg)}
+    return run_records(task, engine, folder, records, workers or FakeWorkers())
+
+
+def predictions(folder, dataset="one"):
+    return [(line["id"], line.get("pred")) for line in store.read_lines(folder / f"{dataset}.jsonl")]
+
+
+def test_a_run_writes_every_record_in_order(tmp_path):
+    outcomes = run(FakeTask(), tmp_path)
+    assert outcomes == {"one": Outcome(5, 0, 0), "two": Outcome(5, 0, 0)}
+    for dataset in ("one", "two"):
+        assert predictions(tmp_path, dataset) == [(str(n), n * n) for n in range(5)]
+
+
+def test_a_second_run_does_nothing_and_loads_no_model(tmp_path):
+    run(FakeTask(), tmp_path)
+    before = (tmp_path / "one.jsonl").read_bytes()
+    task = FakeTask()
+    run(task, tmp_path, engine=lambda: pytest.fail("the model was loaded"))
+    assert task.predicted == []
+    assert (tmp_path / "one.jsonl").read_bytes() == before
+
+
+def test_failed_records_are_written_down_and_only_they_run_again(tmp_path):
+    outcomes = run(FakeTask(broken=["1", "3"]), tmp_path)
+    assert outcomes["one"] == Outcome(5, 2, 0)
+    line = store.read_lines(tmp_path / "one.jsonl")[1]
+    assert line == {"id": "1", "error": "RuntimeError: out of memory"}
+    task = FakeTask(broken=["3"])
+    assert run(task, tmp_path)["two"] == Outcome(5, 1, 0)
+    assert sorted(task.predicted) == ["one/1", "one/3", "two/1", "two/3"]
+    task = FakeTask()
+    run(task, tmp_path)
+    assert sorted(task.predicted) == ["one/3", "two/3"]
+    assert predictions(tmp_path) == [(str(n), n * n) for n in range(5)]
+
+
+def test_a_users_mistake_inside_a_record_ends_the_run(tmp_path):
+    class Mistaken(FakeTask):
+        def predict(self, engine, dataset, record):
+            raise UserError("no such folder")
+
+    with pytest.raises(UserError, match="no such folder"):
+        run(Mistaken(), tmp_path)
+
+
+def test_limit_test_and_tasks_choose_records(tmp_path):
+    task = FakeTask()
+    assert [r["id"] for r in select_records(task, config(limit=2), "one")] == ["0", "1"]
+    assert select_datasets(task, config(tasks=["three", "one", "three"])) == ["three", "one"]
+    assert select_datasets(task, config(test=True)) == ["one"]
+    assert len(select_records(task, config(test=True, limit=4), "one")) == 1
+    with pytest.raises(UserError, match="unknown data set 'four'"):
+        select_datasets(task, config(tasks=["four"]))
+    with pytest.raises(UserError, match="no records"):
+        select_records(FakeTask(count=0), config(), "one")
+
+
+def test_a_larger_limit_goes_on_and_a_smaller_one_keeps_what_is_there(tmp_path):
+    run(FakeTask(), tmp_path, config(limit=2))
+    task = FakeTask()
+    run(task, tmp_path, config(limit=4))
+    assert task.predicted == ["one/2", "one/3", "two/2", "two/3"]
+    run(FakeTask(), tmp_path, config(limit=1))
+    assert [identity for identity, _ in predictions(tmp_path)] == ["0", "1", "2", "3"]
+
+
+def test_records_with_equal_ids_are_a_bug_that_shows(tmp_path):
+    class Twice(FakeTask):
+        def records(self, cfg, dataset):
+            return [{"id": "a"}, {"id": "a"}]
+
+    with pytest.raises(ValueError, match="share an id"):
+        select_records(Twice(), config(), "one")
+
+
+def start(task, folder, count):
+    barrier = FORK.Barrier(count) if count > 1 else None
+    children = []
+    for rank in range(count):
+        child = FORK.Process(target=run, args=(task, folder, None, FakeWorkers(rank, count, barrier)))
+        child.start()
+        children.append(child)
+    return children
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_killed_at_random_moments_every_record_ends_up_once(tmp_path, count):
+    """SIGKILL twenty times, then a last run that may finish."""
+    records = 60
+    task = FakeTask(count=records, seconds=0.002)
+    chance = random.Random(count)
+    kills = 0
+    for _ in range(20):
+        children = start(task, tmp_path, count)
+        time.sleep(chance.uniform(0.0, 0.05))
+        for child in children:
+            kills += child.is_alive()
+            os.kill(child.pid, signal.SIGKILL) if child.is_alive() else None
+            child.join()
+    assert kills >= 15, "the runs finished before they were killed; the test shows nothing"
+    for child in start(task, tmp_path, count):
+        child.join(30)
+        assert child.exitcode == 0
+    for dataset in ("one", "two"):
+        assert predictions(tmp_path, dataset) == [(str(n), n * n) for n in range(records)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.jsonl", "two.jsonl"]
+
+
+def test_two_processes_give_the_file_of_one(tmp_path):
+    single, double = tmp_path / "single", tmp_path / "double"
+    single.mkdir()
+    double.mkdir()
+    run(FakeTask(count=7), single)
+    for child in start(FakeTask(count=7), double, 2):
+        child.join(30)
+    assert (double / "one.jsonl").read_bytes() == (single / "one.jsonl").read_bytes()
+
+
+def test_another_number_of_processes_goes_on(tmp_path):
+    run(FakeTask(count=7, broken=["2"]), tmp_path)
+    for child in start(FakeTask(count=9), tmp_path, 3):
+        child.join(30)
+    assert predictions(tmp_path) == [(str(n), n * n) for n in range(9)]
+
+
+@pytest.fixture
+def fake_registry(monkeypatch):
+    task = FakeTask()
+    monkeypatch.setattr("pipeline.experiment.get_task", lambda name: task)
+    return task
+
+
+def experiment(tmp_path, cfg, **options):
+    return run_experiment(cfg, tmp_path, FakeWorkers(), lambda cfg: object(), window=64, **options)
+
+
+def test_run_record_holds_what_a_reader_needs(tmp_path, fake_registry):
+    experiment(tmp_path, config(seed=7, limit=3, params={"factor": 2}))
+    run = json.loads((tmp_path / "needle/pred/some-4k-to-8k/run.json").read_text())
+    assert run["config"]["params"] == {"factor": 2}
+    assert run["seed"] == 7 and run["window"] == 64
+    assert run["versions"]["torch"] and run["versions"]["python"]
+    assert "git_revision" in run
+    assert run["datasets"] == {name: {"records": 3, "limited": True} for name in ("one", "two")}
+
+
+def test_another_configuration_is_refused_by_what_differs_and_overwrite_begins_anew(tmp_path, fake_registry):
+    experiment(tmp_path, config(seed=7, params={"factor": 2}))
+    path = tmp_path / "needle/pred/some-4k-to-8k/one.jsonl"
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="params.factor was 2, is 4; seed was 7, is 42") as error:
+        experiment(tmp_path, config(params={"factor": 4}))
+    assert "--overwrite" in str(error.value)
+    assert path.read_bytes() == before
+    fake_registry.predicted.clear()
+    experiment(tmp_path, config(params={"factor": 4}), overwrite=True)
+    assert len(fake_registry.predicted) == 10
+
+
+def test_overwrite_keeps_the_old_results_if_the_new_model_cannot_be_loaded(tmp_path, fake_registry):
+    experiment(tmp_path, config())
+    path = tmp_path / "needle/pred/some-4k-to-8k/one.jsonl"
+    before = path.read_bytes()
+
+    def no_model(cfg):
+        raise UserError("cannot load the model")
+
+    with pytest.raises(UserError, match="cannot load"):
+        run_experiment(config(model="n"), tmp_path, FakeWorkers(), no_model, window=64, overwrite=True)
+    assert path.read_bytes() == before
+
+
+def test_files_of_another_program_are_not_touched(tmp_path, fake_registry):
+    folder = tmp_path / "needle/pred/some-4k-to-8k"
+    folder.mkdir(parents=True)
+    (folder / "one.jsonl").write_text('{"pred": 1}\n')
+    with pytest.raises(UserError, match="no run.json"):
+        experiment(tmp_path, config())
+    assert (folder / "one.jsonl").read_text() == '{"pred": 1}\n'

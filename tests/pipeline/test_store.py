@@ -1,0 +1,143 @@
+import json
+
+import pytest
+
+from pipeline import store
+from pipeline.errors import UserError
+from tasks import get_task
+
+LINES = [{"id": "a", "pred": "é\u2028 x"}, {"id": "b", "pred": "1"}, {"id": "c", "pred": "2"}]
+
+
+def write(path, lines):
+    path.write_text("".join(store.dump_line(line) for line in lines), encoding="utf-8")
+    return path
+
+
+def test_every_cut_of_the_last_line_is_repaired(tmp_path):
+    whole = write(tmp_path / "x.jsonl", LINES).read_bytes()
+    last = whole.rindex(b"\n", 0, len(whole) - 1) + 1
+    for size in range(last, len(whole) + 1):
+        path = tmp_path / "x.jsonl"
+        path.write_bytes(whole[:size])
+        lines = store.read_lines(path, repair=True)
+        complete = size >= len(whole) - 1  # only the newline is missing
+        assert lines == (LINES if complete else LINES[:2]), size
+        assert path.read_bytes() == (whole if complete else whole[:last]), size
+
+
+def test_a_cut_last_line_is_refused_without_repair(tmp_path):
+    path = write(tmp_path / "x.jsonl", LINES)
+    path.write_bytes(path.read_bytes()[:-4])
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="line 3 is no JSON object"):
+        store.read_lines(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("broken", [b'{"id": "a", "pr\n', b"[1]\n", b"\x00\x00\n", b"\xff\n"])
+@pytest.mark.parametrize("repair", [True, False])
+def test_a_broken_line_elsewhere_is_refused_and_kept(tmp_path, broken, repair):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(broken + store.dump_line(LINES[0]).encode())
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="line 1"):
+        store.read_lines(path, repair=repair)
+    assert path.read_bytes() == before
+
+
+def test_foreign_files_without_last_newline_or_with_crlf_are_read(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"pred": "1"}\r\n\r\n{"pred": "2"}')
+    assert store.read_lines(path) == [{"pred": "1"}, {"pred": "2"}]
+
+
+def test_merge_orders_records_and_keeps_each_once(tmp_path):
+    write(tmp_path / "d.jsonl", [LINES[2], {"id": "a", "error": "OOM"}, {"id": "z", "pred": "9"}])
+    write(store.part_file(tmp_path, "d", 10), [LINES[1]])
+    write(store.part_file(tmp_path, "d", 2), [LINES[0], {"id": "b", "error": "later"}])
+    other = write(store.part_file(tmp_path, "my-d", 0), [{"id": "q"}])
+    merged = store.merge(tmp_path, "d", ["a", "b", "c", "d"])
+    assert merged == [*LINES, {"id": "z", "pred": "9"}]
+    assert store.read_lines(tmp_path / "d.jsonl") == merged
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["d.jsonl", other.name])
+
+
+def test_merge_keeps_the_last_error_of_a_record_that_never_succeeds(tmp_path):
+    write(tmp_path / "d.jsonl", [{"id": "a", "error": "first"}, {"id": "a", "error": "second"}])
+    assert store.merge(tmp_path, "d", ["a"]) == [{"id": "a", "error": "second"}]
+
+
+def test_merge_repairs_a_cut_part(tmp_path):
+    part = write(store.part_file(tmp_path, "d", 0), LINES)
+    part.write_bytes(part.read_bytes()[:-3])
+    assert store.merge(tmp_path, "d", ["a", "b", "c"]) == LINES[:2]
+    assert not part.exists()
+
+
+def test_merge_refuses_another_programs_file(tmp_path):
+    path = write(tmp_path / "d.jsonl", [{"pred": "1"}])
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="another program"):
+        store.merge(tmp_path, "d", ["a"])
+    assert path.read_bytes() == before
+
+
+def test_appender_has_the_line_on_disk_when_write_returns(tmp_path):
+    path = tmp_path / "d.jsonl"
+    with store.Appender(path) as appender:
+        for number, line in enumerate(LINES, start=1):
+            appender.write(line)
+            assert store.read_lines(path) == LINES[:number]
+    with store.Appender(path) as appender:
+        appender.write(LINES[0])
+    assert len(store.read_lines(path)) == 4
+
+
+def test_clear_removes_only_an_experiments_own_files(tmp_path):
+    for name in ("run.json", "d.jsonl", ".part-0-d.jsonl", "result.json", "result_detail.json"):
+        (tmp_path / name).write_text("x")
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    store.clear(tmp_path)
+    assert list(tmp_path.iterdir()) == [notes]
+
+
+def test_lock_keeps_a_second_run_out(tmp_path):
+    with store.lock(tmp_path), pytest.raises(UserError, match="another process"), store.lock(tmp_path):
+        pass
+    with store.lock(tmp_path):
+        pass
+
+
+def test_differences_name_parameters_one_by_one():
+    found = list(store.differences({"a": 1, "p": {"x": 1, "y": 2}}, {"a": 1, "p": {"x": 3, "y": 2}, "b": 0}))
+    assert found == ["b was None, is 0", "p.x was 1, is 3"]
+
+
+@pytest.mark.parametrize("name", ["..", "../../etc", "a/b", ""])
+def test_experiment_folder_stays_below_the_results(tmp_path, name):
+    with pytest.raises(UserError, match="exp_name"):
+        store.experiment_folder(tmp_path, get_task("needle"), name)
+
+
+def test_list_experiments_tells_tasks_in_one_folder_apart(tmp_path):
+    for name, task in (("x", "needle"), ("y", "passkey_retrieval")):
+        folder = tmp_path / "needle/pred" / name
+        folder.mkdir(parents=True)
+        store.write_json(folder / "run.json", {"config": {"task": task}})
+    assert [f.name for f in store.list_experiments(tmp_path, get_task("needle"))] == ["x"]
+    assert [f.name for f in store.list_experiments(tmp_path, get_task("passkey_retrieval"))] == ["y"]
+    with pytest.raises(UserError, match="no experiments"):
+        store.list_experiments(tmp_path, get_task("pg19"))
+
+
+def test_write_json_replaces_whole_files(tmp_path):
+    path = tmp_path / "r.json"
+    store.write_json(path, {"a": "é"})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        store.write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": "é"}
+    path.write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        store.read_json(path)
