@@ -1,0 +1,405 @@
+"""Attention over bands in fused Triton kernels: one launch for many queries, one for a token to decode.
+
+This module prepares what the kernels read. Nothing here or in the kernels touches logits in memory, and per token
+and layer nothing of the cache's length happens outside them. Triton itself is imported when first needed.
+"""
+
+import functools
+import importlib.util
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.DPI.attention import noise as noise_module
+from models.DPI.attention.bands import EVERY_KEY, Band, Plan, Segment
+from models.DPI.attention.noise import POOL_SIZE, Noise
+from models.DPI.attention.tables import KeyPositions
+
+HEAD_DIMS = (64, 80, 96, 128, 256)
+DTYPES = (torch.bfloat16, torch.float16)
+_LOG2E = math.log2(math.e)
+# Bytes of turned keys held at a time: segments share a launch while their tables fit.
+_KEY_BYTES = 1 << 29
+# Keys beyond the pool's end that a tile may read before it wraps.
+_POOL_MARGIN = 256
+_MAX_PLANES = 1 << 16
+
+
+def obstacle(q: Tensor, plan: Plan) -> str | None:
+    """Why these queries and bands cannot run here, or None."""
+    if q.device.type != "cuda":
+        return f"it needs a CUDA device, and the tensors are on {q.device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if torch.cuda.get_device_capability(q.device) < (9, 0):
+        return "it needs a GPU of compute capability 9.0 (Hopper) or later"
+    if q.dtype not in DTYPES:
+        return f"its tensor cores take bfloat16 and float16, and the queries are {q.dtype}"
+    if q.shape[-1] not in HEAD_DIMS:
+        return f"head_dim = {q.shape[-1]} is not one of {', '.join(map(str, HEAD_DIMS))}"
+    band = plan.rows[0].segments[0].bands[0]
+    if band.frequencies.rotary_dim != q.shape[-1]:
+        return f"only {band.frequencies.rotary_dim} of head_dim = {q.shape[-1]} components are rotary"
+    if plan.noise is not None and plan.noise.needs_row_statistics:
+        return "noise with scale_mean = 1 or scale_max = 1 needs a row's statistics first"
+    return None
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Sequence[Segment],
+    *,
+    scaling: float,
+    noise: Noise | None = None,
+    layer: int = 0,
+    lse: Tensor | None = None,
+) -> Tensor:
+    """Attention of many queries of rows that share their padding.
+
+    q: (B, H, T, D), the last T of N tokens; k, v: (B, Hkv, N, D), bf16 or fp16, un-rotated.
+    segments: cover queries N - T ... N - 1. lse: (B, H, T) fp32, contiguous, receives the log-sum-exps.
+    Returns (B, H, T, D), contiguous as (B, T, H, D).
+    """
+    from models.DPI.attention.triton_prefill import prefill_kernel
+
+    batch, heads, num_queries, head_dim = q.shape
+    kv_heads, num_keys = k.shape[1], k.shape[2]
+    q, k, v = (x if _is_readable(x) else x.contiguous() for x in (q, k, v))
+    out = torch.empty(batch, num_queries, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
+    tile = _tiling(head_dim, num_queries, noise is not None)
+    memo = segments[0].memo
+    slot = ("prefill", q.device, batch * kv_heads, len(segments), tile.queries)
+    if slot not in memo:
+        memo[slot] = _prepare(segments, num_keys, batch * kv_heads * num_keys * head_dim * k.element_size(), tile, q.device)
+    prepared: _Prepared = memo[slot]
+    noisy = prepared.noisy if noise is not None else 0
+    block_d = _power_of_2(head_dim)
+    turned = k.new_empty(prepared.num_slots, batch, kv_heads, num_keys, head_dim)
+    keys = _descriptor(turned.flatten(0, 2), [1, tile.keys, block_d])
+    values = _descriptor(v, [1, 1, tile.keys, block_d])
+    for launch in prepared.launches:
+        _turn_keys(k, turned, launch.tables)
+        with _on(q.device):
+            prefill_kernel[(launch.tiles.shape[0] * heads * batch,)](
+                q, prepared.cos, prepared.sin, keys, values, out, lse, prepared.bounds, launch.tiles,
+                _pool(noise.kind, q.device) if noisy else None,
+                prepared.gates if noisy else None,
+                _head_keys(noise.seed, layer, heads, q.device) if noisy else None,
+                prepared.std if noisy else None,
+                q.stride(0), q.stride(1), q.stride(2), out.stride(0), out.stride(1), out.stride(2),
+                launch.tiles.shape[0], num_queries, prepared.gates.shape[-1], heads, kv_heads, batch,
+                num_keys - num_queries, scaling * _LOG2E, *_noise_factors(noise),
+                GROUP=heads // kv_heads, BANDS=prepared.num_bands, NOISY=noisy, HALF=head_dim // 2,
+                BLOCK_D=block_d, BM=tile.queries, BN=tile.keys, POOL=POOL_SIZE, STAGES=tile.stages,
+                num_warps=tile.warps,
+            )  # fmt: skip
+    return out
+
+
+def attend_one(
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, *, scaling: float, layer: int = 0, lse: Tensor | None = None
+) -> Tensor:
+    """Attention of a decoding step: one query in every row of the batch, whatever its padding, in one launch.
+
+    q: (B, H, 1, D); k, v: (B, Hkv, N, D) with the padding. lse: (B, H, 1) fp32, contiguous.
+    Returns (B, H, 1, D); rows of the batch that the plan leaves out are 0.
+    """
+    from models.DPI.attention.triton_decode import decode_kernel
+
+    batch, heads, _, head_dim = q.shape
+    kv_heads, half = k.shape[1], head_dim // 2
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    memo = plan.rows[0].segments[0].memo
+    slot = ("decode", q.device)
+    if slot not in memo:
+        memo[slot] = _prepare_one(plan, batch, q.device)
+    prepared: _PreparedOne = memo[slot]
+    group, block_d = heads // kv_heads, _power_of_2(head_dim)
+    block_group = max(16, _power_of_2(group))
+    splits = _splits(batch * kv_heads, prepared.num_tiles, q.device)
+    noise = plan.noise
+    noisy = prepared.noisy if noise is not None else 0
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    parts = torch.empty(batch * kv_heads * splits * block_group * (block_d + 2), dtype=torch.float32, device=q.device)
+    with _on(q.device):
+        decode_kernel[(splits, batch * kv_heads)](
+            q, k, v, out, lse, prepared.integers, prepared.numbers,
+            parts, parts[batch * kv_heads * splits * block_group * block_d :], _arrivals(q.device),
+            _pool(noise.kind, q.device) if noisy else None,
+            _head_keys(noise.seed, layer, heads, q.device) if noisy else None,
+            q.stride(0), q.stride(1), k.stride(0), k.stride(1), k.stride(2), v.stride(0), v.stride(1), v.stride(2),
+            out.stride(0), out.stride(1),
+            splits, kv_heads, scaling * _LOG2E, *_noise_factors(noise),
+            GROUP=group, BLOCK_GROUP=block_group, BANDS=prepared.num_bands, NOISY=noisy,
+            HALF=half, BLOCK_HALF=_power_of_2(half), BLOCK_D=block_d, BN=_DECODE_KEYS, RELATIVE=prepared.relative,
+            POOL=POOL_SIZE, BLOCK_SPLITS=_power_of_2(splits), MERGE_STAGES=4, STAGES=3, num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+@dataclass(frozen=True)
+class _Tiling:
+    """Queries and keys of a tile, warps, and tiles of keys in flight."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+def _tiling(head_dim: int, num_queries: int, noisy: bool) -> _Tiling:
+    """Measured on an H100, see benchmarks/RESULTS.md."""
+    if head_dim > 128:
+        return _Tiling(64 if num_queries <= 64 else 128, 32 if noisy else 64, 4 if num_queries <= 64 else 8, 2)
+    if num_queries <= 64:
+        return _Tiling(64, 64, 4, 3)
+    return _Tiling(128, 64 if noisy else 128, 8, 3 if noisy or head_dim <= 64 else 2)
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """tables: for each slot its positions and the keys first ... last - 1 that need them; tiles as the kernel's."""
+
+    tables: tuple[tuple[Band, int, int], ...]
+    tiles: Tensor
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What the prefill kernel reads, the same for all layers. noisy: a bit for each band."""
+
+    launches: tuple[_Launch, ...]
+    num_slots: int
+    num_bands: int
+    bounds: Tensor
+    cos: Tensor
+    sin: Tensor
+    gates: Tensor
+    std: Tensor
+    noisy: int
+
+
+def _prepare(segments: Sequence[Segment], num_keys: int, key_bytes: int, tile: _Tiling, device: torch.device) -> _Prepared:
+    """key_bytes: of the keys turned by one table."""
+    num_bands = max(len(segment.bands) for segment in segments)
+    first = segments[0].first
+    total = segments[-1].last - first
+    half = segments[0].bands[0].frequencies.rotary_dim // 2
+    bounds = torch.zeros(2, num_bands, total, dtype=torch.int32)
+    cos, sin = (torch.zeros(num_bands, total, half, device=device) for _ in range(2))
+    std = torch.zeros(total)
+    noisy = 0
+    periods: list[int | None] = [None]
+    for segment in segments:
+        at = slice(segment.first - first, segment.last - first)
+        if segment.noise_std is not None:
+            std[at] = segment.noise_std
+        for b, band in _numbered(segment, num_bands):
+            bounds[0, b, at], bounds[1, b, at] = band.start, band.stop
+            cos[b, at], sin[b, at] = band.query_tables(device)
+            period = _period(segment, band)
+            noisy |= (period is not None) << b
+            if period not in periods:
+                periods.append(period)
+    groups = list(_groups(segments, max(1, _KEY_BYTES // key_bytes)))
+    launches = tuple(_launch(group, first, num_bands, periods, tile, device) for group in groups)
+    gates = _gates(periods, num_keys + tile.keys if noisy else 0, device)
+    num_slots = max(len(launch.tables) for launch in launches)
+    return _Prepared(
+        launches, num_slots, num_bands, bounds.to(device), cos, sin, gates, std.to(device), noisy
+    )
+
+
+def _numbered(segment: Segment, num_bands: int) -> Iterator[tuple[int, Band]]:
+    """Bands with their numbers; a segment with fewer than others has the last ones, where no noise is."""
+    return enumerate(segment.bands, start=num_bands - len(segment.bands))
+
+
+def _period(segment: Segment, band: Band) -> int | None:
+    return None if segment.noise_std is None else band.noise_period
+
+
+def _table(band: Band) -> tuple[int, KeyPositions]:
+    return id(band.frequencies), band.keys
+
+
+def _groups(segments: Sequence[Segment], max_tables: int) -> Iterator[list[Segment]]:
+    """Runs of segments that need at most so many tables, or a single segment."""
+    group: list[Segment] = []
+    tables: set[tuple[int, KeyPositions]] = set()
+    for segment in segments:
+        own = {_table(band) for band in segment.bands}
+        if group and len(tables | own) > max_tables:
+            yield group
+            group, tables = [], set()
+        group.append(segment)
+        tables |= own
+    yield group
+
+
+def _launch(
+    group: list[Segment], first: int, num_bands: int, periods: list[int | None], tile: _Tiling, device: torch.device
+) -> _Launch:
+    slots: dict[tuple[int, KeyPositions], tuple[int, Band, int, int]] = {}
+    tiles = []
+    for segment in group:
+        columns = [0, 0] * num_bands
+        for b, band in _numbered(segment, num_bands):
+            low, high = int(band.start[0]), int(band.stop[-1])
+            number, known, seen_low, seen_high = slots.get(_table(band), (len(slots), band, low, high))
+            slots[_table(band)] = (number, known, min(low, seen_low), max(high, seen_high))
+            columns[2 * b] = number
+            columns[2 * b + 1] = periods.index(_period(segment, band))
+        begin, end = segment.first - first, segment.last - first
+        tiles += [[at, min(at + tile.queries, end), *columns] for at in range(begin, end, tile.queries)]
+    tiles.reverse()  # later queries see more keys: the long tiles go first
+    tables = tuple((band, low, high) for _, band, low, high in slots.values())
+    return _Launch(tables, torch.tensor(tiles, dtype=torch.int32).to(device))
+
+
+def _gates(periods: list[int | None], length: int, device: torch.device) -> Tensor:
+    """(periods, length) fp32: 1 for keys that get noise."""
+    key = torch.arange(length, device=device)
+    rows = []
+    for period in periods:
+        if period is None:
+            rows.append(torch.zeros_like(key))
+        else:
+            rows.append(torch.ones_like(key) if period == EVERY_KEY else (key % period != 0).long())
+    return torch.stack(rows).float()
+
+
+def _turn_keys(k: Tensor, turned: Tensor, tables: tuple[tuple[Band, int, int], ...]) -> None:
+    from models.DPI.attention.triton_rotate import rotate_keys
+
+    for slot, (band, low, high) in enumerate(tables):
+        if low < high:
+            cos, sin = band.key_tables(high, k.device)
+            rotate_keys(k, cos, sin, turned[slot], low, high)
+
+
+# Keys of a decoding tile.
+_DECODE_KEYS = 64
+
+
+@dataclass(frozen=True)
+class _PreparedOne:
+    """What the decoding kernel reads. num_tiles: of the longest row. key_tables keeps the addresses alive."""
+
+    integers: Tensor
+    numbers: Tensor
+    num_tiles: int
+    num_bands: int
+    relative: bool
+    noisy: int
+    key_tables: list[tuple[Tensor, Tensor]]
+
+
+def _prepare_one(plan: Plan, batch: int, device: torch.device) -> _PreparedOne:
+    segments = [row.segments[-1] for row in plan.rows]
+    num_bands = max(len(segment.bands) for segment in segments)
+    relative = all(_steps(band.keys) for segment in segments for band in segment.bands)
+    half = segments[0].bands[0].frequencies.rotary_dim // 2
+    integers: list[list[int]] = [[0] * (2 + 6 * num_bands)] * batch
+    numbers = torch.zeros(batch, 1 + 2 * num_bands * half)
+    key_tables = []
+    noisy = num_tiles = 0
+    for row, segment in zip(plan.rows, segments, strict=True):
+        described = [row.left, segment.first] + [0, 0, 1, 0, 0, -1] * (num_bands - len(segment.bands))
+        values = [segment.noise_std if segment.noise_std is not None else torch.zeros(1)]
+        values.append(torch.zeros(2 * half * (num_bands - len(segment.bands))))
+        tiles = 0
+        for b, band in _numbered(segment, num_bands):
+            start, stop = int(band.start[0]), int(band.stop[0])
+            step = _steps(band.keys) if relative else _DECODE_KEYS
+            cos, sin = band.key_tables(max(stop, _DECODE_KEYS), device)
+            key_tables.append((cos, sin))
+            period = _period(segment, band)
+            described += [start, stop, step, cos.data_ptr(), sin.data_ptr(), -1 if period is None else period]
+            values += [table[0] for table in band.query_tables(torch.device("cpu"))]
+            noisy |= (period is not None) << b
+            tiles += -(-stop // step) - start // step if start < stop else 0
+        num_tiles = max(num_tiles, tiles)
+        rows = list(row.rows)
+        for member in rows:
+            integers[member] = described
+        numbers[rows] = torch.cat(values)
+    return _PreparedOne(
+        torch.tensor(integers).to(device), numbers.to(device), num_tiles, num_bands, relative, noisy, key_tables
+    )
+
+
+def _steps(keys: KeyPositions) -> int:
+    """Keys of a tile that begins at a multiple of the stretch, so that its positions are p(first key) plus those of
+    the first tile; 0 where there is no such tile."""
+    return 0 if keys.period or keys.stretch > _DECODE_KEYS else _DECODE_KEYS // keys.stretch * keys.stretch
+
+
+def _splits(planes: int, num_tiles: int, device: torch.device) -> int:
+    """Programs that share a key head's keys: enough to fill the device, each with at least two tiles."""
+    wanted = -(-_DECODE_PROGRAMS * _multiprocessors(device) // planes)
+    return max(1, min(wanted, num_tiles // 2))
+
+
+# Decoding programs for each multiprocessor.
+_DECODE_PROGRAMS = 2
+
+
+@functools.lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+@functools.lru_cache(maxsize=64)
+def _arrivals_of(device: torch.device, stream: int) -> Tensor:
+    return torch.zeros(_MAX_PLANES, dtype=torch.int32, device=device)
+
+
+def _arrivals(device: torch.device) -> Tensor:
+    """Zeros that count the finished programs of each key head; the kernel leaves them zero. One set for a stream."""
+    return _arrivals_of(device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
+
+
+@functools.lru_cache(maxsize=8)
+def _pool(kind: str, device: torch.device) -> Tensor:
+    """The noise's pool with its beginning repeated at the end, so that no tile wraps."""
+    values = noise_module.pool(kind, device)
+    return torch.cat((values, values[:_POOL_MARGIN]))
+
+
+@functools.lru_cache(maxsize=1024)
+def _head_keys(seed: int, layer: int, heads: int, device: torch.device) -> Tensor:
+    """(heads,) int32 with the bits of `noise.head_keys`."""
+    keys = noise_module.head_keys(seed, layer, heads)
+    return torch.where(keys >= 1 << 31, keys - (1 << 32), keys).to(torch.int32).to(device)
+
+
+def _noise_factors(noise: Noise | None) -> tuple[float, float]:
+    """In units of base-2 logits: on the deviation a unit of distance, and on the deviation itself."""
+    if noise is None:
+        return 0.0, 0.0
+    return (_LOG2E, 0.0) if noise.scale_std else (0.0, _LOG2E)
+
+
+def _power_of_2(x: int) -> int:
+    return 1 << (x - 1).bit_length()
+
+
+def _is_readable(x: Tensor) -> bool:
+    """Whether the copy engine can read it: rows of 16-byte multiples, contiguous, at a 16-byte boundary."""
+    return x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(step % 8 == 0 and step for step in x.stride()[:-1])
+
+
+def _descriptor(x: Tensor, block: list[int]):
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), block)
+
+
+def _on(device: torch.device):
+    return torch.cuda.device(device if device.type == "cuda" else -1)
