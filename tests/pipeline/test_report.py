@@ -1,0 +1,160 @@
+import json
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from pipeline import figures, report, store
+from pipeline.errors import UserError
+from tasks import get_task
+
+NEEDLE, PG19, LONGBENCH = get_task("needle"), get_task("pg19"), get_task("longbench")
+
+
+def experiment(root, task, name, method, results, *, window=4096, expected=2, predicted=2, params=None, limited=False):
+    folder = root / task.folder / name
+    folder.mkdir(parents=True)
+    config = {"task": task.name, "method": method, "model": "some/model", "max_pe": 16384, "params": params or {}}
+    datasets = {"d": {"records": expected, "limited": limited}}
+    store.write_json(folder / "run.json", {"config": config, "window": window, "datasets": datasets})
+    (folder / "d.jsonl").write_text("".join(json.dumps({"id": str(i)}) + "\n" for i in range(predicted)))
+    for file, content in results.items():
+        store.write_json(folder / file, content)
+    return folder
+
+
+def cells(score):
+    return [
+        {"context_length": length, "depth_percent": depth, "score": score(length, depth)}
+        for length in (1000, 9000)
+        for depth in (50.0, 100.0)
+    ]
+
+
+def collect(root, task):
+    folders = store.list_experiments(root, task)
+    return {path.name: path for path in report.collect(folders, task, root / task.folder)}
+
+
+def test_excel_splits_ours_from_the_others_and_holds_parameters(tmp_path):
+    experiment(tmp_path, PG19, "dpi-x", "dpi", {"result.json": {"1024": 11.0, "2048": 12.5}}, params={"chunk_coe": 3})
+    experiment(tmp_path, PG19, "yarn-x", "repro_yarn", {"result.json": {"1024": 13.0}}, params={"factor": 2})
+    written = collect(tmp_path, PG19)
+    assert set(written) == {"pg19_dpi.xlsx", "pg19_repro.xlsx", "pg19.md", "pg19.png"}
+    ours, others = pd.read_excel(written["pg19_dpi.xlsx"]), pd.read_excel(written["pg19_repro.xlsx"])
+    assert ours.to_dict("records") == [
+        {
+            "experiment": "dpi-x", "method": "dpi", "model": "some/model", "window": 4096, "target": 16384,
+            "status": "complete", "chunk_coe": 3, "1024": 11, "2048": 12.5,
+        }
+    ]  # fmt: skip
+    assert list(others["experiment"]) == ["yarn-x"] and list(others["factor"]) == [2]
+    assert others["2048"].isna().all()
+
+
+def test_longbench_has_a_sheet_for_each_result_and_an_average(tmp_path):
+    results = {"result.json": {"qasper": 10.0, "lcc": 20.0}, "result_o.json": {"qasper": 4.0, "lcc": None}}
+    experiment(tmp_path, LONGBENCH, "dpi-x", "dpi", results)
+    sheets = pd.read_excel(collect(tmp_path, LONGBENCH)["lb_dpi.xlsx"], sheet_name=None)
+    assert set(sheets) == {"result", "result_o"}
+    assert sheets["result"]["average"].item() == 15
+    assert sheets["result_o"]["average"].item() == 4
+
+
+def test_foreign_experiments_are_collected_by_name(tmp_path):
+    for name in ("llama2-7b-chat-4k", "dpi-other"):
+        folder = tmp_path / LONGBENCH.folder / name
+        folder.mkdir(parents=True)
+        (folder / "qasper.jsonl").write_text('{"pred": "x"}\n')
+        store.write_json(folder / "result.json", {"qasper": 3.25})
+    written = collect(tmp_path, LONGBENCH)
+    assert list(pd.read_excel(written["lb_dpi.xlsx"])["experiment"]) == ["dpi-other"]
+    assert list(pd.read_excel(written["lb_repro.xlsx"])["experiment"]) == ["llama2-7b-chat-4k"]
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({}, "complete"),
+        ({"predicted": 1}, "incomplete 1/2"),
+        ({"limited": True}, "limited"),
+    ],
+)
+def test_incomplete_runs_are_marked_everywhere(tmp_path, options, status):
+    experiment(tmp_path, NEEDLE, "dpi-x", "dpi", {"result.json": cells(lambda *_: 0.5)}, **options)
+    written = collect(tmp_path, NEEDLE)
+    assert list(pd.read_excel(written["needle_dpi.xlsx"])["status"]) == [status]
+    assert status in written["needle.md"].read_text()
+    figure = figures.needle_heatmaps([report.read_experiment(tmp_path / "needle/pred/dpi-x", NEEDLE)])
+    assert ("(" in figure.axes[0].get_title()) == (status != "complete")
+
+
+def test_an_unscored_run_is_listed_and_nothing_scored_is_an_error(tmp_path):
+    experiment(tmp_path, NEEDLE, "dpi-x", "dpi", {})
+    with pytest.raises(UserError, match=r"eval\.py --task needle"):
+        collect(tmp_path, NEEDLE)
+    experiment(tmp_path, NEEDLE, "dpi-y", "dpi", {"result.json": cells(lambda *_: 0.5)})
+    assert list(pd.read_excel(collect(tmp_path, NEEDLE)["needle_dpi.xlsx"])["status"]) == ["not scored", "complete"]
+
+
+@pytest.mark.parametrize(
+    ("result", "columns"),
+    [
+        ({"b": 1.5, "a": 2}, {"b": 1.5, "a": 2}),
+        ({"tpo": {"LEval_score": 60.0, "exact_match": 1}}, {"tpo": 60.0}),
+        ({"lcc": {"0-4k": 1.0, "8k+": 2.0}}, {"lcc 0-4k": 1.0, "lcc 8k+": 2.0}),
+        (cells(lambda length, depth: float(depth == 50.0) * (length == 1000)), {"1000": 0.5, "9000": 0.0}),
+    ],
+)
+def test_flatten(result, columns):
+    assert report.flatten(result) == columns
+
+
+def test_lengths_are_columns_in_numerical_order(tmp_path):
+    experiment(tmp_path, PG19, "dpi-x", "dpi", {"result.json": {"1024": 1.0, "10240": 2.0, "2048": 3.0}})
+    frame = pd.read_excel(collect(tmp_path, PG19)["pg19_dpi.xlsx"])
+    assert list(frame.columns)[-3:] == ["1024", "2048", "10240"]
+
+
+def test_one_colour_and_marker_a_method():
+    assert len({style[1] for style in figures.STYLES.values()}) == len({style[2] for style in figures.STYLES.values()}) == 7
+    assert figures.style_of("repro_yarn") == figures.STYLES["repro_yarn"]
+    assert figures.style_of(None)[1] not in {style[1] for style in figures.STYLES.values()}
+
+
+def read(root, task):
+    return [report.read_experiment(folder, task) for folder in store.list_experiments(root, task)]
+
+
+def test_heatmaps_show_the_scores_on_one_scale_with_gaps_and_window(tmp_path):
+    experiment(tmp_path, NEEDLE, "dpi-x", "dpi", {"result.json": cells(lambda length, depth: length / 10_000 + depth / 1000)})
+    experiment(tmp_path, NEEDLE, "yarn-x", "repro_yarn", {"result.json": cells(lambda *_: 0.25)[:2]}, window=512)
+    first, second = figures.needle_heatmaps(read(tmp_path, NEEDLE)).axes[:2]
+    values = first.images[0].get_array()
+    assert values[0].tolist() == pytest.approx([0.15, 0.95]) and values[1].tolist() == pytest.approx([0.2, 1.0])
+    assert second.images[0].get_array().mask.tolist() == [[False, True], [False, True]]
+    assert first.images[0].get_clim() == second.images[0].get_clim() == (0, 1)
+    # Lengths 1000 and 9000, window 4096: between the first cell and the second.
+    assert {tuple(line.get_xdata()) for line in first.lines} == {(0.5, 0.5)}
+    assert [text.get_text() for text in first.texts] == ["W = 4,096"]
+    plt.close("all")
+
+
+def test_curves_have_their_methods_colour_and_the_window(tmp_path):
+    experiment(tmp_path, PG19, "dpi-x", "dpi", {"result.json": {"1024": 11.0, "2048": 12.0}})
+    experiment(tmp_path, PG19, "dpi-y", "dpi", {"result.json": {"1024": 11.5}})
+    experiment(tmp_path, PG19, "se-x", "repro_se", {"result.json": {"1024": 13.0}}, window=2048)
+    panels = figures.perplexity_curves(read(tmp_path, PG19)).axes
+    by_window = {axis.texts[0].get_text(): axis for axis in panels}
+    assert set(by_window) == {"W = 4,096", "W = 2,048"}
+    lines = {line.get_label(): line for line in by_window["W = 4,096"].lines}
+    assert lines["dpi-x"].get_xydata().tolist() == [[1024, 11], [2048, 12]]
+    assert lines["dpi-x"].get_color() == lines["dpi-y"].get_color() == figures.STYLES["dpi"][1]
+    assert lines["dpi-x"].get_linestyle() != lines["dpi-y"].get_linestyle()
+    assert any(tuple(line.get_xdata()) == (4096, 4096) for line in by_window["W = 4,096"].lines)
+    plt.close("all")
+
+
+def test_perplexities_of_nothing_are_no_picture(tmp_path):
+    experiment(tmp_path, PG19, "dpi-x", "dpi", {"result.json": {}})
+    assert "pg19.png" not in collect(tmp_path, PG19)

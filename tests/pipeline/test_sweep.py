@@ -1,0 +1,107 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import sweep
+from pipeline.config import build_config, read_toml
+from pipeline.errors import UserError
+from pipeline.loading import check_method
+
+EXPCFG = Path(__file__).parents[2] / "expcfg"
+PAPER = EXPCFG / "paper.toml"
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return sweep.expand(read_toml(PAPER), str(PAPER))
+
+
+def test_the_paper_expands_to_every_combination_once(paper):
+    assert len(paper) == (1 * 3 + 3 * 3) * 7 * 4
+    assert len({(cfg.task, cfg.exp_name) for cfg in paper}) == len(paper)
+    assert Counter(cfg.task for cfg in paper) == dict.fromkeys(("longbench", "leval", "pg19", "needle"), 84)
+    assert len({cfg.method for cfg in paper}) == 7
+
+
+def test_names_are_the_authors_kind(paper):
+    names = {cfg.exp_name: cfg for cfg in paper}
+    for name, method, window, target in (
+        ("dpi-llama2-7b-4k-to-16k", "dpi", 4096, 16384),
+        ("se-llama3-8b-8k-to-32k", "repro_se", 8192, 32768),
+        ("dynamic_ntk-llama3-8b-2k-to-8k", "repro_dynamic_ntk", 2048, 8192),
+    ):
+        cfg = names[name]
+        assert (cfg.method, cfg.ori_max_position_embeddings, cfg.max_pe) == (method, window, target)
+
+
+def test_every_method_of_the_paper_reaches_its_target(paper):
+    for cfg in paper:
+        check_method(cfg, cfg.ori_max_position_embeddings)
+
+
+def test_experiments_of_one_model_and_method_follow_each_other(paper):
+    """So that a model is loaded once for all its benchmarks."""
+    keys = [(cfg.exp_name, cfg.model) for cfg in paper]
+    assert sum(a != b for a, b in zip(keys, keys[1:], strict=False)) == len(set(keys)) - 1
+
+
+def test_published_selfextend_settings():
+    assert sweep.method_params("repro_se", 8192, 16384) == {"group_size": 3, "window_size": 4096}
+    assert sweep.method_params("repro_se", 8192, 32768) == {"group_size": 5, "window_size": 2048}
+
+
+@given(window=st.integers(2, 5000).map(lambda n: 2 * n), target=st.integers(1, 200_000))
+def test_settings_are_the_smallest_that_reach(window, target):
+    found = sweep.method_params("repro_se", window, target)
+    if (window, target) in sweep.PUBLISHED_SELFEXTEND:
+        return
+    group, near = found["group_size"], found["window_size"]
+    assert near == window // 2
+    assert (window - near) * group + near >= target
+    assert group == 1 or (window - near) * (group - 1) + near < target
+    factor = sweep.method_params("repro_yarn", window, target)["factor"]
+    assert window * factor >= target * (1 - 1e-12)
+    assert factor == 1 or window * factor <= target * (1 + 1e-12)
+
+
+def test_select_by_name_task_and_wildcard(paper):
+    assert len(sweep.select(paper, [])) == len(paper)
+    assert {cfg.task for cfg in sweep.select(paper, ["dpi-llama2-7b-4k-to-16k"])} == {"longbench", "leval", "pg19", "needle"}
+    assert [cfg.task for cfg in sweep.select(paper, ["pg19/dpi-llama2-7b-4k-to-16k"])] == ["pg19"]
+    assert len(sweep.select(paper, ["needle/*llama2*", "pg19/dpi-llama2-7b-4k-to-16k"])) == 22
+    with pytest.raises(UserError, match="'dpi-nothing' matches no experiment"):
+        sweep.select(paper, ["pg19/dpi-llama2-7b-4k-to-16k", "dpi-nothing"])
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"method": ["dpi"]}, "did you mean 'methods'"),
+        ({"tasks": []}, "tasks"),
+        ({"models": [{"model": "m", "name": "n", "windows": [0], "targets": [8]}]}, "models.0.windows.0 = 0"),
+        ({"tasks": ["longbanch"]}, "longbench"),
+        ({"task": {"needle": {"tims": 3}}}, "did you mean 'times'"),
+    ],
+)
+def test_mistakes_in_a_sweep_are_named(table, said):
+    good = {
+        "methods": ["dpi"],
+        "tasks": ["needle"],
+        "models": [{"model": "m", "name": "n", "windows": [1024], "targets": [4096]}],
+    }
+    with pytest.raises(UserError) as error:
+        sweep.expand({"sweep": {**good, **table}}, "s.toml")
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", sorted(EXPCFG.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid(path):
+    content = read_toml(path)
+    if not sweep.is_sweep(content):
+        cfg = build_config(content, path.name)
+        check_method(cfg, cfg.ori_max_position_embeddings)
+        assert path.stem.startswith(cfg.task)
+        assert cfg.exp_name.startswith(cfg.method.removeprefix("repro_"))

@@ -1,0 +1,242 @@
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import UserError
+from tasks import get_task
+from tasks import needle_prompts as prompts
+from tasks.base import Generation
+from tasks.chat import chat_ids
+from tests.pipeline.small import config, word_tokenizer
+
+TASK = get_task("needle")
+PASSKEY = get_task("passkey_retreival")
+TOKENIZER = word_tokenizer()
+
+
+def char_tokenise(text):
+    """A tokenizer of one token a character; every length is possible."""
+    return [ord(character) for character in text]
+
+
+def pair_tokenise(text):
+    """A tokenizer of one token a word and one a space run, so that lengths jump."""
+    ids = []
+    for word in text.split():
+        ids += [len(word), 0]
+    return ids
+
+
+def text_of(ids):
+    return "".join(chr(i) for i in ids)
+
+
+class EchoEngine:
+    """Answers with a fixed text, whatever the prompt."""
+
+    tokenizer = TOKENIZER
+
+    def __init__(self, cfg, answer):
+        self.cfg = cfg
+        self.answer = answer
+        self.prompts = []
+
+    def generate(self, prompt, max_new_tokens, *, stop_token_ids=(), min_new_tokens=0):
+        self.prompts.append(list(prompt))
+        return Generation(self.answer, len(prompt), max_new_tokens)
+
+
+def needle_config(**keys):
+    return config(**{"task": "needle", "max_pe": 4096, "min_k": 0.2, "max_k": 0.5, "gap": 0.1, "times": 2, **keys})
+
+
+def test_sixteen_depths_times_trials_times_lengths():
+    records = list(TASK.records(needle_config(), "needle"))
+    assert len(records) == 4 * 16 * 2
+    assert len({record["id"] for record in records}) == len(records)
+    assert sorted({record["context_length"] for record in records}) == [200, 300, 400, 500]
+    depths = sorted({record["depth_percent"] for record in records})
+    assert depths == [6.25 * i for i in range(1, 17)]
+    keys = [record["answer"] for record in records]
+    assert len(set(keys)) > 120 and all(50_000 <= int(key) <= 500_000 for key in keys)
+
+
+def test_records_depend_on_the_seed_and_not_on_the_run():
+    def keys(cfg):
+        return [record["answer"] for record in TASK.records(cfg, "needle")]
+
+    assert keys(needle_config()) == keys(needle_config())
+    assert keys(needle_config()) != keys(needle_config(seed=1))
+    longer = dict(zip((r["id"] for r in TASK.records(needle_config(max_k=0.6), "needle")), keys(needle_config(max_k=0.6))))
+    assert all(longer[r["id"]] == r["answer"] for r in TASK.records(needle_config(), "needle"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "lengths"),
+    [
+        ({"max_pe": 32768, "min_k": 1, "max_k": 16, "gap": 4}, [1000, 5000, 9000, 13000]),
+        ({"max_pe": 32768, "min_k": 16, "max_k": 16, "gap": 4}, [16000]),
+        ({"max_pe": 32768, "min_k": 0.2, "max_k": 1.2, "gap": 0.1}, [200 + 100 * i for i in range(11)]),
+        ({"max_pe": 8192, "min_k": 4, "max_k": None, "gap": 4}, [4000, 8000]),
+        ({"max_pe": 8192, "min_k": 4, "max_k": 8.192, "gap": 4.192}, [4000, 8192]),
+    ],
+)
+def test_lengths_are_thousands_of_tokens(keys, lengths):
+    found = sorted({record["context_length"] for record in TASK.records(needle_config(times=1, **keys), "needle")})
+    assert found == lengths
+
+
+@pytest.mark.parametrize("keys", [{"max_pe": 8192, "min_k": 1, "max_k": 9}, {"max_pe": 512, "min_k": 1, "max_k": None}])
+def test_lengths_beyond_the_target_are_refused(keys):
+    with pytest.raises(UserError, match="beyond max_pe"):
+        list(TASK.records(needle_config(gap=1, **keys), "needle"))
+
+
+def test_published_passkey_wording():
+    """The text as landmark attention's and ChunkLlama's generators print it, written out by hand."""
+    needle = prompts.passkey_needle("4711")
+    assert prompts.passkey_prompt(40, 0.5, needle) == (
+        "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
+        "I will quiz you about the important information there.\n"
+        "The grass is green. \n"
+        "The pass key is 4711. Remember it. 4711 is the pass key.\n"
+        "The grass is green. \n"
+        "What is the pass key? The pass key is"
+    )
+    assert prompts.garbage_text(2 * 89 + 1) == f"{prompts.GARBAGE} {prompts.GARBAGE}"
+
+
+def test_published_sandwich_wording_moves_to_the_end_of_a_sentence():
+    needle = prompts.sandwich_needle()
+    essays = "One two. Three four five. Six."
+    text = prompts.essays_prompt(len(essays), 0.75, needle, essays)
+    assert (
+        "One two.\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."
+        "\nThree four five. Six."
+    ) in text
+    assert text.endswith(
+        "What is the best thing to do in San Francisco? "
+        "Don't give information outside the document or repeat your findings"
+    )
+    assert needle.answer in needle.line
+
+
+@given(
+    length=st.integers(400, 3000),
+    depth=st.sampled_from(prompts.DEPTHS),
+    essays=st.sampled_from([None, "A short. Essay of words, and more. " * 5]),
+    sandwich=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_prompts_have_the_exact_length_where_the_tokenizer_allows(length, depth, essays, sandwich):
+    needle = prompts.sandwich_needle() if sandwich else prompts.passkey_needle("123456")
+    ids = prompts.fit_prompt(length, depth, needle, essays, char_tokenise)
+    # The needle's move to a sentence's end eats the blank behind it, which is one character.
+    assert length - (essays is not None) <= len(ids) <= length
+    text = text_of(ids)
+    assert text.count(needle.line) == 1 and needle.introduction in text and text.endswith(needle.question)
+
+
+@given(length=st.integers(180, 3000), depth=st.sampled_from(prompts.DEPTHS))
+@settings(max_examples=40, deadline=None)
+def test_prompts_are_never_longer_and_hardly_shorter(length, depth):
+    ids = prompts.fit_prompt(length, depth, prompts.passkey_needle("1"), None, pair_tokenise)
+    assert length - 3 <= len(ids) <= length
+
+
+def test_the_needle_lies_at_its_depth():
+    needle = prompts.passkey_needle("123456")
+    essays = "Some words of an essay. " * 50
+    for haystack in (None, essays):
+        for depth in prompts.DEPTHS:
+            text = text_of(prompts.fit_prompt(5000, depth, needle, haystack, char_tokenise))
+            before = text.index(needle.line) - len(needle.introduction)
+            after = len(text) - text.index(needle.line) - len(needle.line) - len(needle.question)
+            assert before / (before + after) == pytest.approx(depth, abs=0.01)
+
+
+def test_a_length_below_the_wording_is_refused():
+    with pytest.raises(UserError, match="impossible"):
+        prompts.fit_prompt(50, 0.5, prompts.passkey_needle("1"), None, char_tokenise)
+
+
+def test_sixteen_thousand_tokens_over_both_haystacks(shared_data: Path):
+    cfg = config(max_pe=17000, min_k=16, max_k=16, gap=1, times=1, haystack="essays", data_dir=shared_data / "essays")
+    for case in (cfg, config(max_pe=17000, min_k=16, max_k=16, gap=1, times=1)):
+        for record in list(TASK.records(case, "needle"))[::5]:
+            ids = TASK.prompt(case, "needle", record, TOKENIZER)
+            assert abs(len(ids) - 16000) <= 1
+
+
+def test_prediction_line_and_score():
+    cfg = needle_config(max_k=0.2, times=4)
+    records = list(TASK.records(cfg, "needle"))
+    lines = []
+    for index, record in enumerate(records):
+        engine = EchoEngine(cfg, f" The key is {record['answer']}!" if index % 4 else "no idea")
+        line = TASK.predict(engine, "needle", record)
+        assert line["prefill_len"] == len(engine.prompts[0]) == 200
+        assert line["final_len"] > 200
+        lines.append(line)
+    documents = TASK.score(cfg, {"needle": lines})
+    assert [cell["score"] for cell in documents["result.json"]] == [0.75] * 16
+    assert set(documents["result.json"][0]) == {"context_length", "depth_percent", "score"}
+    overall = documents["result_detail.json"]["overall"]
+    assert overall["trials"] == 64
+    assert overall["standard_error"] == pytest.approx((0.75 * 0.25 / 64) ** 0.5)
+
+
+def test_containment_ignores_case_and_nothing_else():
+    answer = prompts.SANDWICH_ANSWER
+    cfg = needle_config()
+
+    def score(pred, wanted):
+        line = {"context_length": 1, "depth_percent": 50.0, "answer": wanted, "pred": pred}
+        return TASK.score(cfg, {"needle": [line]})["result.json"][0]["score"]
+
+    assert score(f"You should {answer.upper()}.", answer) == 1
+    assert score("eat a sandwich", answer) == 0
+    assert score("5432", "54321") == 0
+    assert score("it is 54321.", "54321") == 1
+
+
+def test_needle_and_haystack_combine_freely(shared_data: Path):
+    def record(**keys):
+        return next(iter(TASK.records(needle_config(data_dir=shared_data / "essays", **keys), "needle")))
+
+    assert record(haystack="essays")["answer"] == prompts.SANDWICH_ANSWER
+    assert record(haystack="essays", needle="passkey")["answer"].isdigit()
+    assert record(haystack="passkey")["answer"].isdigit()
+    assert record(haystack="passkey", needle="sandwich")["answer"] == prompts.SANDWICH_ANSWER
+
+
+def test_essays_folder_must_have_texts(tmp_path):
+    cfg = needle_config(haystack="essays", data_dir=tmp_path)
+    record = next(iter(TASK.records(cfg, "needle")))
+    with pytest.raises(UserError, match="no \\*.txt files"):
+        TASK.prompt(cfg, "needle", record, TOKENIZER)
+
+
+def test_passkey_retrieval():
+    cfg = config(task="passkey_retreival", n_garbage=700, times=30)
+    assert cfg.task == PASSKEY.name
+    records = list(PASSKEY.records(cfg, "passkey_retrieval"))
+    assert len(records) == 30
+    assert all(1 <= int(record["answer"]) <= 50_000 for record in records)
+    depths = [record["depth_percent"] for record in records]
+    assert min(depths) < 20 and max(depths) > 80
+    ids = PASSKEY.prompt(cfg, "passkey_retrieval", records[0], TOKENIZER)
+    needle = prompts.passkey_needle(records[0]["answer"])
+    assert ids == chat_ids(TOKENIZER, prompts.passkey_prompt(700, depths[0] / 100, needle))
+    lines = [PASSKEY.predict(EchoEngine(cfg, record["answer"]), "passkey_retrieval", record) for record in records[:3]]
+    lines.append(PASSKEY.predict(EchoEngine(cfg, "none"), "passkey_retrieval", records[3]))
+    assert PASSKEY.score(cfg, {"passkey_retrieval": lines})["result.json"] == {"accuracy": 0.75}
+
+
+def test_draw_passkey_covers_its_range():
+    drawn = {int(prompts.draw_passkey(seed, 1, 6)) for seed in range(200)}
+    assert drawn == {1, 2, 3, 4, 5, 6}
+    assert random.Random("x").random() == random.Random("x").random(), "string seeds are stable"

@@ -1,0 +1,134 @@
+import math
+
+import pytest
+import torch
+
+from pipeline.engine import ModelEngine
+from pipeline.errors import UserError
+from tasks import get_task
+from tasks.pg19 import STEP, cumulative_losses, score_lines
+from tests.pipeline.small import WORDS, config, tiny_model, word_tokenizer
+
+TASK = get_task("pg19")
+TOKENIZER = word_tokenizer()
+
+
+def write_book(folder, name, words):
+    folder.mkdir(exist_ok=True)
+    vocabulary = WORDS.split()
+    (folder / f"{name}.txt").write_text(" ".join(vocabulary[(i * i) % len(vocabulary)] for i in range(words)))
+
+
+@pytest.fixture
+def books(tmp_path):
+    folder = tmp_path / "books"
+    write_book(folder, "b_long", 2600)
+    write_book(folder, "a_short", 1100)
+    (folder / "notes.md").write_text("not a book")
+    return folder
+
+
+def predict(cfg, model=None):
+    engine = ModelEngine(cfg, model or tiny_model(), TOKENIZER)
+    return [TASK.predict(engine, "pg19", record) for record in TASK.records(cfg, "pg19")]
+
+
+def pg19_config(folder, **keys):
+    return config(**{"task": "pg19", "max_pe": 2500, "data_dir": folder, **keys})
+
+
+def test_books_are_the_folders_texts_by_name(books):
+    assert [record["id"] for record in TASK.records(pg19_config(books), "pg19")] == ["a_short", "b_long"]
+    with pytest.raises(UserError, match=r"no \*.txt"):
+        list(TASK.records(pg19_config(books / "none"), "pg19"))
+
+
+def test_prompt_is_cut_to_the_target(books):
+    cfg = pg19_config(books, max_pe=100)
+    for record in TASK.records(cfg, "pg19"):
+        ids = TASK.prompt(cfg, "pg19", record, TOKENIZER)
+        assert len(ids) == 100
+        assert ids == TOKENIZER(record["path"].read_text())["input_ids"][:100]
+
+
+def test_losses_agree_with_the_stock_models_logits(books):
+    """An independent computation: all logits at once, log-softmax, in fp64."""
+    cfg = pg19_config(books, stride=333)
+    model = tiny_model()
+    lines = predict(cfg, model)
+    sums = dict.fromkeys((1024, 2048), 0.0)
+    counts = dict.fromkeys((1024, 2048), 0)
+    by_book = {1024: [], 2048: []}
+    for record, line in zip(TASK.records(cfg, "pg19"), lines, strict=True):
+        ids = torch.tensor([TASK.prompt(cfg, "pg19", record, TOKENIZER)])
+        with torch.no_grad():
+            logits = model(ids).logits.double().log_softmax(-1)
+        losses = -logits[0, :-1].gather(-1, ids[0, 1:, None])[:, 0]
+        assert line["scored_tokens"] == len(losses) == ids.shape[1] - 1
+        assert line["loss_sum"] == pytest.approx(losses.sum().item(), rel=1e-5)
+        for length in sums:
+            if ids.shape[1] >= length:
+                sums[length] += losses[: length - 1].sum().item()
+                counts[length] += length - 1
+                by_book[length].append(losses[: length - 1].mean().exp().item())
+    documents = TASK.score(cfg, {"pg19": lines})
+    assert documents["result.json"] == {
+        str(length): pytest.approx(math.exp(sums[length] / counts[length]), rel=1e-5) for length in sums
+    }
+    steps = documents["result_detail.json"]["steps"]
+    for length, values in by_book.items():
+        assert steps[str(length)]["mean_of_books"] == pytest.approx(sum(values) / len(values), rel=1e-5)
+        assert steps[str(length)]["books"] == len(values)
+        assert steps[str(length)]["scored_tokens"] == counts[length]
+
+
+@pytest.mark.parametrize("stride", [1, 7, 1023, 1024, 2498, 2499, 2500, 10_000])
+def test_every_token_after_the_first_is_scored_once_whatever_the_stride(books, stride):
+    cfg = pg19_config(books, max_pe=97 if stride == 1 else 2500)
+    reference = predict(cfg)
+    assert [line["scored_tokens"] for line in reference] == [line["prefill_len"] - 1 for line in reference]
+    strided = predict(cfg.model_copy(update={"stride": stride}))
+    for line, expected in zip(strided, reference, strict=True):
+        assert line["scored_tokens"] == expected["scored_tokens"]
+        assert line["loss_sum"] == pytest.approx(expected["loss_sum"], rel=1e-6)
+
+
+def test_logits_exist_for_one_stride_at_a_time(books):
+    cfg = pg19_config(books, stride=100)
+    model = tiny_model()
+    sizes = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-2]))
+    predict(cfg, model)
+    assert max(sizes) == 100
+
+
+def test_a_length_that_a_text_just_reaches_counts():
+    assert "1024" in cumulative_losses([1.0] * (STEP - 1))["loss_sums"]
+    assert "1024" not in cumulative_losses([1.0] * (STEP - 2))["loss_sums"]
+    sums = cumulative_losses([float(i) for i in range(2 * STEP)])["loss_sums"]
+    assert sums == {"1024": sum(range(1023)), "2048": sum(range(2047))}
+
+
+def test_token_weighted_and_book_means_differ_as_they_should():
+    lines = [cumulative_losses([2.0] * 1023), cumulative_losses([1.0] * 3000)]
+    documents = score_lines(lines)
+    assert documents["result.json"]["1024"] == pytest.approx(math.exp(1.5))
+    assert documents["result.json"]["2048"] == pytest.approx(math.e)
+    step = documents["result_detail.json"]["steps"]["1024"]
+    assert step["mean_of_books"] == pytest.approx((math.e + math.e**2) / 2)
+    assert step["standard_error_of_books"] == pytest.approx((math.e**2 - math.e) / 2)
+    assert documents["result_detail.json"]["steps"]["2048"]["standard_error_of_books"] is None
+    whole = documents["result_detail.json"]["whole_texts"]
+    assert whole["perplexity"] == pytest.approx(math.exp((2 * 1023 + 3000) / 4023))
+
+
+def test_texts_too_short_for_a_step_are_said_to_be(caplog):
+    documents = score_lines([cumulative_losses([1.0] * 10)])
+    assert documents["result.json"] == {}
+    assert "no text has 1024 tokens" in caplog.text
+
+
+def test_an_empty_text_fails_as_a_record(tmp_path):
+    (tmp_path / "e.txt").write_text("")
+    with pytest.raises(ValueError, match="fewer than two tokens"):
+        predict(pg19_config(tmp_path))
