@@ -55,7 +55,7 @@ def frequencies_of(theta: float, rotary_dim: int) -> Tensor:
 class Method(BaseModel, ABC):
     """Parameters of one method. Unknown and mistyped ones are refused when it is built."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     name: ClassVar[str]
     needs_theta: ClassVar[bool] = False  # whether it changes the base of an unscaled rotary scheme
@@ -70,7 +70,7 @@ class Method(BaseModel, ABC):
 
     def remedy(self, window: int, target_length: int) -> str:
         """What to change so that the method reaches the target."""
-        return f"set a factor of at least {target_length / window:g}"
+        return f"set a factor of at least {math.ceil(1000 * target_length / window) / 1000}"
 
     @abstractmethod
     def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:

@@ -6,7 +6,7 @@ s, and with it the head's table; only the boundary between the bands moves from 
 """
 
 import math
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,7 +18,7 @@ from models.DPI.attention.tables import KeyPositions
 from models.DPI.help_funcs import get_chunk_size_list, stretch
 from models.DPI.methods.base import TRUE_POSITIONS, Method, Rope, causal, one_band
 
-Flag = Literal[0, 1]
+Flag = Annotated[int, Field(ge=0, le=1)]
 
 
 class DPI(Method):
