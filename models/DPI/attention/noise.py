@@ -1,8 +1,9 @@
 """Noise on logits, a pure function of (seed, layer, head, i, j): equal on every device, for every block size.
 
 A pool of 2**18 deviates is drawn once. Query i of a head reads it from a place that a 32-bit hash of
-(seed, layer, head, i) gives, key after key: value(i, j) = pool[(place(i) + j) mod 2**18]. A kernel reads it with
-contiguous loads instead of drawing a number per logit. Places are multiples of 8, so that loads are aligned.
+(seed, layer, head, i) gives: value(i, j) = pool[(place(i) + slot(j)) mod 2**18], where slot puts the 32 keys of a
+group in another order. A kernel reads the pool instead of drawing a number per logit: places are multiples of 8, and
+the order puts the eight keys of a group that one thread of a matrix unit holds side by side, 16 bytes in one load.
 The pool holds the quantiles of the distribution in a hashed order, rounded to fp16: its mean and deviation are
 exact to 1e-4, and its values are the same wherever they are converted.
 """
@@ -66,19 +67,25 @@ def places(keys: Tensor, queries: Tensor) -> Tensor:
     return mix(keys[:, None] ^ mix(queries & _MASK)[None, :]) & (POOL_SIZE - _ALIGN)
 
 
+def slots(keys: Tensor) -> Tensor:
+    """Where key j (int64) is read after its query's place: in each group of 32, key 8m + 2t + e at 8t + 2m + e."""
+    return (keys & ~31) + 8 * (keys % 8 // 2) + 2 * (keys % 32 // 8) + keys % 2
+
+
 @functools.lru_cache(maxsize=8)
 def pool(kind: str, device: torch.device) -> Tensor:
     """(2**18,) fp16 deviates of unit scale."""
     order = mix(torch.arange(POOL_SIZE)).argsort().argsort()
     u = (order.double() + 0.5) / POOL_SIZE
-    values = torch.special.ndtri(u) if kind == "gaussian" else u
+    # The largest uniforms would round to 1, which the half-open interval leaves out.
+    values = torch.special.ndtri(u) if kind == "gaussian" else u.clamp(max=1 - 2**-11)
     return values.half().to(device)
 
 
 def draw(noise: Noise, layer: int, num_heads: int, queries: Tensor, keys: Tensor) -> Tensor:
     """(H, T, N) fp32 deviates of unit scale for query indices (T,) and key indices (N,), both int64."""
     place = places(head_keys(noise.seed, layer, num_heads, queries.device), queries)
-    at = (place[:, :, None] + keys) & (POOL_SIZE - 1)
+    at = (place[:, :, None] + slots(keys)) & (POOL_SIZE - 1)
     return pool(noise.kind, queries.device)[at].float()
 
 

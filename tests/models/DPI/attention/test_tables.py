@@ -1,0 +1,143 @@
+"""Rotary tables against complex rotations in fp64, and their cache."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from models.DPI.attention.tables import _CACHED_TABLES, _GROWTH, Frequencies, KeyPositions, rotate
+from tests.models.DPI.oracle import rope
+
+CPU = torch.device("cpu")
+
+
+def _inv_freq(dim: int = 16, theta: float = 10_000.0) -> torch.Tensor:
+    return rope(8, dim, theta).inv_freq
+
+
+class _Exact(Frequencies):
+    """Tables left in fp64, to compare the algebra and not the rounding."""
+
+    def tables(self, positions: torch.Tensor, device: torch.device, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.Tensor, "float", lambda tensor: tensor)
+            return super().tables(positions, device, **kwargs)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(2, 70), st.integers(0, 1000))
+def test_blended_keys_are_the_papers_two_logits(stretch: int, n: int, seed: int) -> None:
+    """(1 - w) <q, R(ceil p) k> + w <q, R(floor p) k> = <q, k~>, to rounding in fp64."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k = (torch.randn(n, 16, dtype=torch.float64, generator=generator) for _ in range(2))
+    frequencies = _Exact(_inv_freq())
+    positions = KeyPositions(stretch=stretch, blend=True)(torch.arange(n))
+    at = torch.randint(0, 2 * n, (n,), generator=generator).double()
+    turned_q = rotate(q, *frequencies.tables(at, CPU))
+    blended = turned_q @ rotate(k, *frequencies.tables(positions, CPU, blend=True)).T
+    upper = turned_q @ rotate(k, *frequencies.tables(positions.ceil(), CPU)).T
+    lower = turned_q @ rotate(k, *frequencies.tables(positions.floor(), CPU)).T
+    w = positions.ceil() - positions
+    torch.testing.assert_close(blended, (1 - w) * upper + w * lower, rtol=0, atol=1e-12)
+
+
+def test_blend_at_integers_is_no_blend() -> None:
+    frequencies = Frequencies(_inv_freq())
+    whole = torch.arange(37).double()
+    for one, other in zip(frequencies.tables(whole, CPU, blend=True), frequencies.tables(whole, CPU), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("first", [0, 4095, 131_000, 1_000_003])
+def test_tables_are_accurate_at_far_positions(first: int) -> None:
+    inv_freq = _inv_freq(64, 500_000.0)
+    cos, sin = Frequencies(inv_freq).tables(torch.arange(first, first + 72).double(), CPU)
+    assert cos.dtype == sin.dtype == torch.float32
+    assert cos.shape == sin.shape == (72, 32)
+    for t in range(0, 72, 7):
+        for f in range(32):
+            angle = (first + t) * float(inv_freq[f])
+            assert abs(float(cos[t, f]) - math.cos(angle)) < 7e-8
+            assert abs(float(sin[t, f]) - math.sin(angle)) < 7e-8
+
+
+@pytest.mark.parametrize("scale", [1.3, torch.linspace(0.5, 2.0, 11)])
+def test_scale_multiplies_both_tables(scale: float | torch.Tensor) -> None:
+    frequencies = Frequencies(_inv_freq())
+    positions = torch.linspace(0, 90, 11, dtype=torch.float64)
+    factor = scale[:, None] if isinstance(scale, torch.Tensor) else scale
+    for blend in (False, True):
+        plain = frequencies.tables(positions, CPU, blend=blend)
+        scaled = frequencies.tables(positions, CPU, blend=blend, scale=scale)
+        for one, other in zip(plain, scaled, strict=True):
+            torch.testing.assert_close(one * factor, other, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_rotate_is_that_of_transformers(dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    q, k = torch.randn(2, 3, 19, 16, dtype=dtype), torch.randn(2, 1, 19, 16, dtype=dtype)
+    cos, sin = Frequencies(_inv_freq()).tables(torch.arange(5, 24).double(), CPU)
+    full = [
+        torch.cat((table, table), dim=-1)[None].to(torch.promote_types(dtype, torch.float32)) for table in (cos, sin)
+    ]
+    wide = torch.promote_types(dtype, torch.float32)
+    expected = apply_rotary_pos_emb(q.to(wide), k.to(wide), *full)
+    for x, turned in zip((q, k), expected, strict=True):
+        found = rotate(x, cos, sin)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, turned.to(dtype), rtol=0, atol=1e-6 if wide == torch.float32 else 1e-14)
+
+
+def test_partial_rotary_leaves_the_rest_alone() -> None:
+    torch.manual_seed(2)
+    x = torch.randn(2, 3, 9, 20)
+    cos, sin = Frequencies(_inv_freq(8)).tables(torch.arange(9).double(), CPU)
+    turned = rotate(x, cos, sin)
+    assert torch.equal(turned[..., 8:], x[..., 8:])
+    assert torch.equal(turned[..., :8], rotate(x[..., :8], cos, sin))
+    assert not torch.equal(turned[:, :, 1:, :8], x[:, :, 1:, :8])
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (KeyPositions(), [0, 1, 2, 3, 4, 5, 6]),
+        (KeyPositions(stretch=2), [0, 0.5, 1, 1.5, 2, 2.5, 3]),
+        (KeyPositions(stretch=3, floor=True), [0, 0, 0, 1, 1, 1, 2]),
+        (KeyPositions(period=3), [0, 1, 2, 0, 1, 2, 0]),
+    ],
+)
+def test_key_positions_by_hand(keys: KeyPositions, expected: list[float]) -> None:
+    found = keys(torch.arange(7))
+    assert found.dtype == torch.float64
+    assert found.tolist() == expected
+
+
+def test_cached_tables_are_those_computed_afresh() -> None:
+    """Whatever was asked for before: growing, shrinking, other positions, evicted tables."""
+    frequencies = Frequencies(_inv_freq())
+    kinds = [KeyPositions(stretch=s, blend=True) for s in range(2, 2 * _CACHED_TABLES)]
+    kinds += [KeyPositions(), KeyPositions(stretch=2), KeyPositions(period=7), KeyPositions(stretch=2, floor=True)]
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(60):
+        keys = kinds[int(torch.randint(len(kinds), (), generator=generator))]
+        length = int(torch.randint(1, 2 * _GROWTH + 9, (), generator=generator))
+        found = frequencies.key_tables(keys, length, CPU)
+        fresh = frequencies.tables(keys(torch.arange(length)), CPU, blend=keys.blend)
+        for one, other in zip(found, fresh, strict=True):
+            assert one.shape == (length, 8)
+            # libm and its vector form differ in the last place of fp64
+            torch.testing.assert_close(one, other, rtol=0, atol=6e-8)
+        assert len(frequencies._tables) <= _CACHED_TABLES
+
+
+def test_a_table_is_not_rebuilt_for_each_token() -> None:
+    frequencies = Frequencies(_inv_freq())
+    keys = KeyPositions(stretch=3, blend=True)
+    storage = frequencies.key_tables(keys, 5, CPU)[0].data_ptr()
+    assert all(frequencies.key_tables(keys, n, CPU)[0].data_ptr() == storage for n in range(6, _GROWTH, 101))
