@@ -41,7 +41,7 @@ def load(
     window = max_position_embeddings or config.max_position_embeddings
     built = build_method(method, params, window, target_length)
     check_config(config, built)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     placement: dict[str, Any] = {}
     if tp_plan is not None:
         placement["tp_plan"] = tp_plan
@@ -80,6 +80,19 @@ def resolve(model_name: str) -> Source:
             f"model: {model_name!r} is neither a folder, nor a Hugging Face id (owner/name), nor a short name ({short})"
         )
     return Source(model_name)
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    """The GPU if there is one and nothing is asked for."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}; it must be cpu, cuda, cuda:0, ... or mps") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {device!r}, but this machine has {torch.cuda.device_count()} CUDA devices")
+    return found
 
 
 def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
