@@ -38,7 +38,7 @@ def load(
     build_method(method, params)  # before anything is fetched
     source = resolve(model_name)
     config = AutoConfig.from_pretrained(source.folder, **source.options) if config is None else config
-    window = max_position_embeddings or config.max_position_embeddings
+    window = config.max_position_embeddings if max_position_embeddings is None else max_position_embeddings
     built = build_method(method, params, window, target_length)
     check_config(config, built)
     device = _device(device)

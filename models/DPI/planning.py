@@ -27,10 +27,15 @@ class Padding:
     def read(cls, attention_mask: Tensor | None, batch_size: int, past: int, new: int) -> "Padding":
         """From a 2D mask (B, past + new), true or 1 where a token is real.
 
-        Raises ValueError if a row's real tokens are not one run, or there is none.
+        Raises ValueError if the mask is too short, a row's real tokens are not one run, or there is none.
         """
         if attention_mask is None:
             return cls(None, past, new, batch_size)
+        if attention_mask.shape[1] < past + new:
+            raise ValueError(
+                f"attention_mask covers {attention_mask.shape[1]} tokens, fewer than the {past} in the cache and the "
+                f"{new} of this pass; give one that covers both"
+            )
         mask = attention_mask[:, : past + new].bool()
         lengths = mask.sum(1)
         left = mask.int().argmax(1)

@@ -5,6 +5,7 @@ holds un-rotated keys; an attention function, registered under a name of the mod
 mask function of the same name sees padding and lengths once a forward pass, so it plans the pass for all layers.
 """
 
+import functools
 import itertools
 import logging
 from typing import Any
@@ -29,6 +30,7 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 _ATTRIBUTE = "_gali"
+_PREFIX = "gali_"  # names with "flash" in them or a slash mean something to transformers
 _numbers = itertools.count()
 
 
@@ -78,9 +80,15 @@ def install(
     """
     uninstall(model)
     check_config(model.config, method)
+    if str(model.config._attn_implementation).startswith(_PREFIX):
+        raise ValueError(
+            "the model shares its config object with a model that has a method, so one would attend as the other; "
+            "build each model from its own copy (copy.deepcopy(config))"
+        )
     if attn_impl not in api.IMPLEMENTATIONS:
         raise ValueError(f"attn_impl is {attn_impl!r}; it must be one of {', '.join(api.IMPLEMENTATIONS)}")
-    installation = _Installation(model, method, window or model.config.max_position_embeddings, attn_impl, seed)
+    window = model.config.max_position_embeddings if window is None else window
+    installation = _Installation(model, method, window, attn_impl, seed)
     setattr(model, _ATTRIBUTE, installation)
     installation.enter()
     return model
@@ -108,6 +116,28 @@ def _rope_parameters(config: PreTrainedConfig) -> dict[str, Any]:
     return parameters
 
 
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _keep_padding_mask(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """With a static cache `generate` makes the 4D mask before the forward pass, where padding can no longer be read."""
+    return attention_mask
+
+
+def _never_compile(*args: Any, **kwargs: Any) -> bool:
+    """With a static cache `generate` compiles the forward pass; the plan is Python and differs for every token."""
+    return False
+
+
+# What `generate` looks up on the model before its own.
+_GENERATION_HOOKS = {
+    "create_masks_for_generate": _keep_padding_mask,
+    "_valid_auto_compile_criteria": _never_compile,
+}
+
+
 class _NoRotation(nn.Module):
     """Stands where the rotary module was: cos = 1 and sin = 0, so that keys are cached un-rotated."""
 
@@ -129,6 +159,7 @@ class _Installation:
     """One model's method, and what it knows of the forward pass under way."""
 
     def __init__(self, model: Any, method: Method, window: int, attn_impl: str, seed: int) -> None:
+        self.model = model
         self.base = model.base_model
         self.config = model.config
         self.method = method
@@ -137,10 +168,11 @@ class _Installation:
         self.stock_rotary: nn.Module = self.base.rotary_emb
         self.stock_implementation = model.config._attn_implementation
         self.rope = rope_of(model.config, self.stock_rotary, window)
-        self.name = f"gali_{next(_numbers)}"  # names with "flash" in them or a slash mean something to transformers
+        self.name = f"{_PREFIX}{next(_numbers)}"
         self.stock_attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.stock_implementation, eager_attention_forward)
         self.stock_mask = ALL_MASK_ATTENTION_FUNCTIONS[self.stock_implementation]
         self.plan: Plan | None = None
+        self.planned = False  # whether the mask function was called for the pass that begins
         self.padding = Padding(None, 0, 0)
         self.key_rotation: tuple[Tensor, Tensor] | None = None
 
@@ -149,12 +181,16 @@ class _Installation:
         AttentionMaskInterface.register(self.name, self.see_mask)
         self.config._attn_implementation = self.name
         self.base.rotary_emb = _NoRotation(self, self.stock_rotary)
+        for name, function in _GENERATION_HOOKS.items():
+            setattr(self.model, name, function)
 
     def leave(self) -> None:
         self.base.rotary_emb = self.stock_rotary
         self.config._attn_implementation = self.stock_implementation
         for registry in (AttentionInterface, AttentionMaskInterface):
             registry._global_mapping.pop(self.name, None)
+        for name in _GENERATION_HOOKS:
+            delattr(self.model, name)
 
     def see_mask(self, batch_size: int, q_length: int, kv_length: int, **kwargs: Any) -> Tensor | None:
         """The mask function: plan the forward pass. Returns the stock mask where the stock attention will run."""
@@ -166,6 +202,7 @@ class _Installation:
         past = int(kwargs.get("q_offset", 0))
         self.padding = Padding.read(kwargs.get("attention_mask"), batch_size, past, q_length)
         self.plan = make_plan(self.method, self.rope, self.padding, self.seed)
+        self.planned = True
         if self.runs_stock:
             return self.stock_mask(batch_size=batch_size, q_length=q_length, kv_length=kv_length, **kwargs)
         return None
@@ -178,8 +215,12 @@ class _Installation:
 
     def see_positions(self, x: Tensor, position_ids: Tensor) -> None:
         """The rotary module's call: rotary tables of all keys for a pass that the stock attention runs."""
-        if self.plan is None:
-            raise RuntimeError("the model was called with a 4D attention_mask, which no method supports")
+        if not self.planned:
+            raise ValueError(
+                "attention_mask has four dimensions, and methods need to know which tokens are real; give one of two, "
+                "(batch, tokens)"
+            )
+        self.planned = False
         if not self.runs_stock:
             return
         if self.padding.past:
@@ -201,6 +242,11 @@ class _Installation:
         if dropout:
             raise ValueError(f"attention_dropout = {dropout}: methods are for inference; call model.eval()")
         assert self.plan is not None
+        if kwargs.get("output_attentions") and self.attn_impl != "reference":
+            _warn_once(
+                "output_attentions=True: this model does not form the attention weights; load it with "
+                "models.DPI.dpi_withoutflash"
+            )
         if self.runs_stock:
             query, key = self._rotate_as_stock(query, key)
             return self.stock_attention(

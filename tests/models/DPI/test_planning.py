@@ -1,0 +1,63 @@
+"""Reading a batch's padding, and the plan that follows."""
+
+import pytest
+import torch
+
+from models.DPI.methods import build_method
+from models.DPI.planning import Padding, make_plan
+from tests.models.DPI import oracle
+
+
+def _mask(*rows: str) -> torch.Tensor:
+    return torch.tensor([[int(c) for c in row] for row in rows])
+
+
+def test_spans_of_rows() -> None:
+    padding = Padding.read(_mask("0011111", "1111111", "1110000", "0011111"), 4, 3, 4)
+    assert padding.spans == ((2, 5), (0, 7), (0, 3), (2, 5))
+    assert padding.rows() == {(2, 5): [0, 3], (0, 7): [1], (0, 3): [2]}
+    assert padding.key_positions(torch.device("cpu")).tolist()[0] == [0, 0, 0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("mask", [None, _mask("11111", "11111"), torch.ones(2, 5, dtype=torch.bool)])
+def test_no_padding_is_no_spans(mask: torch.Tensor | None) -> None:
+    padding = Padding.read(mask, 2, 1, 4)
+    assert padding.spans is None
+    assert padding.rows() == {(0, 5): [0, 1]}
+    assert padding.key_positions(torch.device("cpu")).tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_a_mask_longer_than_the_tokens_is_cut() -> None:
+    assert Padding.read(_mask("0111100"), 1, 2, 3).spans == ((1, 4),)
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (_mask("11111", "11011"), r"hole in row 1 \(tokens 0 \.\.\. 4, 4 of them real\)"),
+        (_mask("00000", "11111"), "no real token in row 0"),
+        (_mask("111", "111"), "covers 3 tokens, fewer than the 1 in the cache and the 4 of this pass"),
+    ],
+)
+def test_masks_that_no_method_can_read(mask: torch.Tensor, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Padding.read(mask, 2, 1, 4)
+
+
+def test_rows_of_a_plan() -> None:
+    method = build_method("dpi", {"local_window": 2, "chunk_coe": 3}, 8)
+    padding = Padding.read(_mask("000" + "1" * 17, "1" * 20, "0" * 15 + "1" * 5, "1" * 6 + "0" * 14), 4, 10, 10)
+    plan = make_plan(method, oracle.rope(8), padding, seed=0)
+    assert not plan.plain
+    assert [(row.rows, row.left, row.length, row.first_query, row.num_queries) for row in plan.rows] == [
+        ((0,), 3, 17, 0, 10),
+        ((1,), 0, 20, 0, 10),
+        ((2,), 15, 5, 5, 5),
+    ]
+
+
+@pytest.mark.parametrize(("length", "plain"), [(8, True), (9, False)])
+def test_a_plan_is_plain_only_if_every_row_is(length: int, plain: bool) -> None:
+    method = build_method("dpi", {"local_window": 2}, 8)
+    mask = _mask("0" * (length - 2) + "11", "1" * length)
+    assert make_plan(method, oracle.rope(8), Padding.read(mask, 2, 0, length), seed=0).plain == plain
