@@ -93,7 +93,7 @@ def test_seed_layer_head_and_query_all_count() -> None:
 
 
 def test_rows_and_heads_are_uncorrelated() -> None:
-    """Correlations of 8 heads x 24 rows over 2,048 keys are those of independent draws: 1/sqrt(2048), at most 5 of it."""
+    """Over 2,048 keys, 8 heads x 24 rows correlate as independent draws do: 1/sqrt(2048), at most 5 times that."""
     values = draw(GAUSSIAN, 2, 8, _range(0, 24), _range(0, 2048)).reshape(8 * 24, 2048).double()
     correlation = torch.corrcoef(values) - torch.eye(len(values))
     assert float(correlation.abs().max()) < 5 / 2048**0.5
