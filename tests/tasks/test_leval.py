@@ -5,6 +5,7 @@ import pytest
 from pipeline.errors import UserError
 from tasks import get_task, leval
 from tasks.leval import CLOSED_ENDED, OPEN_ENDED, build_prompt, fact_probe, fit_document
+from tasks.metrics.bootstrap import bootstrap_stderr
 from tests.tasks.fakes import LLAMA2_TEMPLATE, PLAIN_TEMPLATE, FakeEngine, byte_tokenizer, config
 
 TASK = get_task("leval")
@@ -247,6 +248,8 @@ def test_science_fiction_scores_document_and_world():
     assert detail["loyalty score"]["exact_match"] == 50.0
     assert detail["fact score"]["exact_match"] == 50.0
     assert found["result.json"] == {"sci_fi": 50.0}
+    # A record's score is the mean of its two marks: 1, 1/2, 0, 1/2.
+    assert detail["stderr"] == pytest.approx(100 * bootstrap_stderr([1.0, 0.5, 0.0, 0.5]), abs=1e-3)
 
 
 def test_topics_by_turn_even_where_a_prediction_is_missing():

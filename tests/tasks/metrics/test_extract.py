@@ -16,6 +16,7 @@ def test_single_option(prediction, option):
     [
         ("AC", "AC"),
         ("CAB D", "ABC"),
+        ("BA, not C.", "AB"),
         ("A. one\nC) two\nE. no", "AC"),
         ("C and A.", "AC"),
         ("B. yes Question 2. D.", "B"),
@@ -62,3 +63,10 @@ def test_judgements():
     assert extract.judgement_answer("False") == ("false", extract.ERROR)
     with pytest.raises(ValueError, match="two answers"):
         extract.judgement_reference("True")
+
+
+@pytest.mark.parametrize(
+    "filler", ["will be", "of the code", "is", "would be", "the value of", "the result of", "printed"]
+)
+def test_code_answer_has_no_filler_words(filler):
+    assert extract.code_answer(f"a {filler} 7 8", "7 8") == "a 7 8"
