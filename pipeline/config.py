@@ -23,8 +23,8 @@ Thousands = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
-# Keys that may differ between two runs of one experiment: they choose records or hardware, not predictions.
-RESUMABLE_KEYS = frozenset({"tasks", "limit", "device", "device_map", "tp_plan"})
+# Keys that may differ between two runs of one experiment: they choose records, hardware or memory, not predictions.
+RESUMABLE_KEYS = frozenset({"test", "tasks", "limit", "stride", "device", "device_map", "tp_plan"})
 
 
 class ExperimentConfig(BaseModel):

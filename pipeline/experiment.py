@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 VERSIONED_PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate")
 
+MOST_DIFFERENCES = 8
+
 LoadEngine = Callable[[ExperimentConfig], Engine]
 
 
@@ -74,8 +76,9 @@ def check_resumable(folder: Path, cfg: ExperimentConfig) -> None:
     before = {key: value for key, value in run["config"].items() if key not in RESUMABLE_KEYS}
     found = list(store.differences(before, cfg.resumable_form()))
     if found:
+        more = f" and {len(found) - MOST_DIFFERENCES} more" if len(found) > MOST_DIFFERENCES else ""
         raise UserError(
-            f"{str(folder)!r} was made with another configuration: {'; '.join(found)}."
+            f"{str(folder)!r} was made with another configuration: {'; '.join(found[:MOST_DIFFERENCES])}{more}."
             " Choose another exp_name, or begin anew with --overwrite"
         )
 

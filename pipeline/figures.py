@@ -67,8 +67,7 @@ def needle_heatmaps(experiments: Sequence[Experiment]) -> Figure | None:
         rows, columns, figsize=(1.2 + 3.3 * columns, 0.4 + 3.2 * rows), squeeze=False, layout="constrained",
         sharey=True,
     )  # fmt: skip
-    colours = plt.get_cmap("cividis").copy()
-    colours.set_bad(MISSING_COLOUR)
+    colours = plt.get_cmap("cividis").with_extremes(bad=MISSING_COLOUR)
     lengths = sorted({cell["context_length"] for experiment in experiments for cell in experiment.result})
     for index, axis in enumerate(axes.flat):
         if index >= len(experiments):

@@ -56,4 +56,4 @@ class FakeWorkers:
 
     def barrier(self) -> None:
         if self._barrier is not None:
-            self._barrier.wait()
+            self._barrier.wait(timeout=20)

@@ -62,7 +62,9 @@ def test_missing_key_is_named():
         build_config({key: value for key, value in BASE.items() if key != "method"}, "f")
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "..", ".hidden", "", "/tmp/x", "all", "-x", "a\x00b", "a\nb", "x\n"])
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "a\\b", "..", ".hidden", "", "/tmp/x", "all", "-x", "a\x00b", "a\nb", "x\n"]
+)
 def test_exp_name_stays_in_its_folder(name):
     with pytest.raises(UserError, match="exp_name"):
         build_config({**BASE, "exp_name": name}, "f")
@@ -75,7 +77,14 @@ def test_usual_exp_names_pass(name):
 
 def test_overrides_are_toml_or_strings_and_reach_into_params():
     content = {**BASE, "params": {"chunk_coe": 3000, "local_window": 128}}
-    overrides = ["method=repro_se", "params.group_size=3", "params.chunk_coe=0.5", "max_k=2", 'exp_name="a=b"', "test=true"]
+    overrides = [
+        "method=repro_se",
+        "params.group_size=3",
+        "params.chunk_coe=0.5",
+        "max_k=2",
+        'exp_name="a=b"',
+        "test=true",
+    ]
     result = apply_overrides(content, overrides)
     assert result["method"] == "repro_se"
     assert result["params"] == {"chunk_coe": 0.5, "local_window": 128, "group_size": 3}

@@ -117,7 +117,11 @@ def test_lengths_are_columns_in_numerical_order(tmp_path):
 
 
 def test_one_colour_and_marker_a_method():
-    assert len({style[1] for style in figures.STYLES.values()}) == len({style[2] for style in figures.STYLES.values()}) == 7
+    assert (
+        len({style[1] for style in figures.STYLES.values()})
+        == len({style[2] for style in figures.STYLES.values()})
+        == 7
+    )
     assert figures.style_of("repro_yarn") == figures.STYLES["repro_yarn"]
     assert figures.style_of(None)[1] not in {style[1] for style in figures.STYLES.values()}
 
@@ -127,7 +131,9 @@ def read(root, task):
 
 
 def test_heatmaps_show_the_scores_on_one_scale_with_gaps_and_window(tmp_path):
-    experiment(tmp_path, NEEDLE, "dpi-x", "dpi", {"result.json": cells(lambda length, depth: length / 10_000 + depth / 1000)})
+    experiment(
+        tmp_path, NEEDLE, "dpi-x", "dpi", {"result.json": cells(lambda length, depth: length / 10_000 + depth / 1000)}
+    )
     experiment(tmp_path, NEEDLE, "yarn-x", "repro_yarn", {"result.json": cells(lambda *_: 0.25)[:2]}, window=512)
     first, second = figures.needle_heatmaps(read(tmp_path, NEEDLE)).axes[:2]
     values = first.images[0].get_array()

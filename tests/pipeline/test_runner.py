@@ -3,9 +3,11 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 
 import pytest
+from tqdm import tqdm
 
 from pipeline import store
 from pipeline.errors import UserError
@@ -96,11 +98,17 @@ def test_records_with_equal_ids_are_a_bug_that_shows(tmp_path):
         select_records(Twice(), config(), "one")
 
 
+def run_in_child(task, folder, workers):
+    # tqdm's own lock is shared with forked children; one that is killed while holding it would stop all others.
+    tqdm.set_lock(threading.RLock())
+    run(task, folder, workers=workers)
+
+
 def start(task, folder, count):
     barrier = FORK.Barrier(count) if count > 1 else None
     children = []
     for rank in range(count):
-        child = FORK.Process(target=run, args=(task, folder, None, FakeWorkers(rank, count, barrier)))
+        child = FORK.Process(target=run_in_child, args=(task, folder, FakeWorkers(rank, count, barrier)), daemon=True)
         child.start()
         children.append(child)
     return children

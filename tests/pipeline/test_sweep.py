@@ -69,7 +69,12 @@ def test_settings_are_the_smallest_that_reach(window, target):
 
 def test_select_by_name_task_and_wildcard(paper):
     assert len(sweep.select(paper, [])) == len(paper)
-    assert {cfg.task for cfg in sweep.select(paper, ["dpi-llama2-7b-4k-to-16k"])} == {"longbench", "leval", "pg19", "needle"}
+    assert {cfg.task for cfg in sweep.select(paper, ["dpi-llama2-7b-4k-to-16k"])} == {
+        "longbench",
+        "leval",
+        "pg19",
+        "needle",
+    }
     assert [cfg.task for cfg in sweep.select(paper, ["pg19/dpi-llama2-7b-4k-to-16k"])] == ["pg19"]
     assert len(sweep.select(paper, ["needle/*llama2*", "pg19/dpi-llama2-7b-4k-to-16k"])) == 22
     with pytest.raises(UserError, match="'dpi-nothing' matches no experiment"):
