@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from models.DPI.methods import build_method
-from models.DPI.patches.Llama import check_config, install
+from models.DPI.patches.Llama import check_config, check_implementation, install
 from models.DPI.short_names import SHORT_NAMES, Source
 
 logger = logging.getLogger(__name__)
@@ -35,13 +35,16 @@ def load(
     tp_plan: str | None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """See `models.DPI.dpi.get_model_and_tokenizer`. stock_attention: transformers' implementation within the window."""
-    build_method(method, params)  # before anything is fetched
+    # What can be checked without the model, before anything is fetched.
+    build_method(method, params, max_position_embeddings, target_length)
+    check_implementation(attn_impl)
+    device = _device(device)
+    dtype = _dtype(dtype, device)
     source = resolve(model_name)
     config = AutoConfig.from_pretrained(source.folder, **source.options) if config is None else config
     window = config.max_position_embeddings if max_position_embeddings is None else max_position_embeddings
     built = build_method(method, params, window, target_length)
     check_config(config, built)
-    device = _device(device)
     placement: dict[str, Any] = {}
     if tp_plan is not None:
         placement["tp_plan"] = tp_plan
@@ -51,7 +54,7 @@ def load(
     model = AutoModelForCausalLM.from_pretrained(
         source.folder,
         config=config,
-        dtype=_dtype(dtype, device),
+        dtype=dtype,
         attn_implementation=stock_attention,
         **placement,
         **source.options,

@@ -58,6 +58,12 @@ def check_config(config: PreTrainedConfig, method: Method) -> None:
         )
 
 
+def check_implementation(attn_impl: str) -> None:
+    """Raise ValueError if there is no such implementation."""
+    if attn_impl not in api.IMPLEMENTATIONS:
+        raise ValueError(f"attn_impl is {attn_impl!r}; it must be one of {', '.join(api.IMPLEMENTATIONS)}")
+
+
 def rope_of(config: PreTrainedConfig, rotary: nn.Module, window: int) -> Rope:
     """The rotary scheme of a model, computed anew in fp32 (a model cast to bf16 may hold rounded frequencies)."""
     fresh: Any = type(rotary)(config=config)
@@ -85,8 +91,7 @@ def install(
             "the model shares its config object with a model that has a method, so one would attend as the other; "
             "build each model from its own copy (copy.deepcopy(config))"
         )
-    if attn_impl not in api.IMPLEMENTATIONS:
-        raise ValueError(f"attn_impl is {attn_impl!r}; it must be one of {', '.join(api.IMPLEMENTATIONS)}")
+    check_implementation(attn_impl)
     window = model.config.max_position_embeddings if window is None else window
     installation = _Installation(model, method, window, attn_impl, seed)
     setattr(model, _ATTRIBUTE, installation)

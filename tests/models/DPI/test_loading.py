@@ -1,0 +1,218 @@
+"""Loading: mistakes end in one line before any weight is read; dtype, device, window and tokenizer as documented."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from models.DPI import dpi, dpi_withoutflash
+from models.DPI.loading import resolve
+from models.DPI.patches.Llama import installed_method
+
+SE = {"group_size": 3, "window_size": 16}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of one small layer with a tokenizer that has no padding token, W = 64."""
+    path = tmp_path_factory.mktemp("model")
+    words = {f"<{number}>": number for number in range(31)}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="<0>")), eos_token="<2>")
+    tokenizer.save_pretrained(path)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=31,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).to(torch.float16).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail if weights are asked for."""
+
+    def loads(*args: Any, **kwargs: Any) -> None:
+        pytest.fail("weights were loaded")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", loads)
+
+
+def _refused(said: str, *args: Any, **options: Any) -> None:
+    for module in (dpi, dpi_withoutflash):
+        with pytest.raises(ValueError, match=said) as caught:
+            module.get_model_and_tokenizer(*args, **options)
+        assert "\n" not in str(caught.value)
+        assert type(caught.value) is ValueError
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("method", "params", "said"),
+    [
+        ("repro_sf", SE, "method is 'repro_sf'; it must be one of dpi, .*Did you mean 'repro_se'"),
+        ("dpi", {"local_windw": 3}, "unknown parameter 'local_windw' .*Did you mean 'local_window'"),
+        ("repro_se", {"group_size": 3}, "parameter 'window_size' is missing"),
+        ("repro_ntk", None, "parameter 'factor' is missing"),
+        ("dpi", {"local_window": True}, "local_window = True: .*integer"),
+        ("dpi", {"local_window": "3"}, "local_window = '3': .*integer"),
+        ("dpi", {"chunk_coe": True, "local_window": 3}, "chunk_coe = True"),
+        ("dpi", {"std_base": "1"}, "std_base = '1': .*number"),
+        ("dpi", {}, "local_window = 128 must be smaller than the model's window of 64 tokens"),
+        ("repro_se", SE | {"window_size": 64}, "window_size = 64 must be smaller than the model's window of 64"),
+        ("repro_chunkllama", {"local_window": 48}, "local_window = 48 must be smaller than 48, three quarters"),
+    ],
+)
+def test_a_mistake_in_the_method(folder: Path, method: str, params: dict[str, Any], said: str) -> None:
+    _refused(said, str(folder), None, method, params)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("method", "params", "said"),
+    [
+        ("repro_se", SE, r"reaches 160 tokens from a window of 64, less than the target of 161; .*group_size = 4"),
+        ("repro_ntk", {"factor": 2.5}, r"factor = 2.5 reaches 160 tokens .* target of 161; set a factor of at least"),
+        ("repro_dynamic_ntk", {"factor": 2.5}, r"factor = 2.5 reaches 160 tokens"),
+        ("repro_yarn", {"factor": 2.5}, r"factor = 2.5 reaches 160 tokens"),
+    ],
+)
+def test_a_target_out_of_reach(folder: Path, method: str, params: dict[str, Any], said: str) -> None:
+    _refused(said, str(folder), None, method, params, target_length=161)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_position_embeddings": 0}, "max_position_embeddings = 0 must be at least 1"),
+        ({"max_position_embeddings": 16}, "window_size = 16 must be smaller than the model's window of 16 tokens"),
+        ({"dtype": "float8"}, "dtype is 'float8'; it must be one of bfloat16"),
+        ({"device": "gpu"}, "device is 'gpu'; it must be cpu"),
+    ],
+)
+def test_a_mistake_in_the_options(folder: Path, options: dict[str, Any], said: str) -> None:
+    _refused(said, str(folder), None, "repro_se", SE, **options)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_an_unknown_implementation(folder: Path) -> None:
+    with pytest.raises(ValueError, match="attn_impl is 'fast'; it must be one of auto, triton"):
+        dpi.get_model_and_tokenizer(str(folder), None, "repro_se", SE, attn_impl="fast")
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("name", ["no-such-name", "./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c"])
+def test_a_model_that_is_nothing(name: str) -> None:
+    _refused("is neither a folder, nor a Hugging Face id .*, nor a short name .*smollm2-135m", name, None, "dpi", {})
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    _refused("holds no config.json", str(tmp_path), None, "dpi", {})
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("given", [False, True], ids=["read", "given"])
+def test_a_rotary_scheme_that_is_not_supported(folder: Path, tmp_path: Path, given: bool) -> None:
+    """In the model's own configuration, or in the one given."""
+    written = json.loads((folder / "config.json").read_text())
+    written["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    config = AutoConfig.from_pretrained(tmp_path) if given else None
+    _refused("rope_type = 'dynamic'", str(folder if given else tmp_path), config, "repro_se", SE)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_an_architecture_that_is_not_supported(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    _refused("model_type is 'gpt2'; .* llama, mistral", str(tmp_path), None, "repro_original", {})
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_what_needs_no_model_is_checked_before_one_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetches() -> None:
+        pytest.fail("the model was fetched")
+
+    monkeypatch.setitem(dpi.load.__globals__["SHORT_NAMES"], "smollm2-135m", fetches)
+    _refused("local_window = 64 must be", "smollm2-135m", None, "dpi", {"local_window": 64}, max_position_embeddings=64)
+    _refused("dtype is", "smollm2-135m", None, "dpi", {}, dtype="half")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(None, torch.float32), ("bfloat16", torch.bfloat16), (torch.float64, torch.float64), ("float16", torch.float16)],
+)
+def test_dtype_on_a_cpu(folder: Path, dtype: Any, expected: torch.dtype) -> None:
+    """fp32 unless told otherwise, whatever the weights were saved in."""
+    model, _ = dpi.get_model_and_tokenizer(str(folder), None, "repro_se", SE, dtype=dtype, device="cpu")
+    assert {p.dtype for p in model.parameters()} == {expected}
+    assert not model.training
+
+
+@pytest.mark.gpu
+def test_dtype_on_a_gpu(folder: Path) -> None:
+    model, _ = dpi.get_model_and_tokenizer(str(folder), None, "repro_se", SE)
+    assert {(p.dtype, p.device.type) for p in model.parameters()} == {(torch.bfloat16, "cuda")}
+
+
+def test_the_tokenizer_can_make_left_padded_batches(folder: Path) -> None:
+    _, tokenizer = dpi.get_model_and_tokenizer(str(folder), None, "repro_se", SE, device="cpu")
+    assert tokenizer.padding_side == "left"
+    assert tokenizer.pad_token_id == 2
+
+
+def test_each_module_has_its_stock_attention(folder: Path) -> None:
+    """Materialised attention also within the window."""
+    ids = torch.arange(3, 12)[None]
+    for module, layers in ((dpi, 0), (dpi_withoutflash, 1)):
+        model, _ = module.get_model_and_tokenizer(str(folder), None, "repro_original", {}, device="cpu")
+        attentions = model(ids, output_attentions=True).attentions
+        assert len([p for p in attentions if p is not None]) == layers
+
+
+def test_one_config_object_serves_two_models(folder: Path) -> None:
+    config = AutoConfig.from_pretrained(folder)
+    ids = (torch.arange(90) % 29 + 2)[None]
+    methods = [("repro_se", SE), ("repro_yarn", {"factor": 4.0})]
+    alone = []
+    for method, params in methods:
+        model, _ = dpi.get_model_and_tokenizer(str(folder), None, method, params, device="cpu")
+        alone.append(model(ids).logits)
+    models = [dpi.get_model_and_tokenizer(str(folder), config, m, p, device="cpu")[0] for m, p in methods]
+    for model, expected, (method, _) in zip(models, alone, methods, strict=True):
+        assert torch.equal(model(ids).logits, expected)
+        found = installed_method(model)
+        assert found is not None
+        assert found.name == method
+
+
+def test_the_window_of_the_configuration_is_the_default(folder: Path) -> None:
+    config = AutoConfig.from_pretrained(folder)
+    config.max_position_embeddings = 24
+    for options, window in (({}, 64), ({"max_position_embeddings": 40}, 40)):
+        model, _ = dpi.get_model_and_tokenizer(str(folder), None, "repro_se", SE, device="cpu", **options)
+        assert model.model.rotary_emb.installation.rope.window == window
+    model, _ = dpi.get_model_and_tokenizer(str(folder), config, "repro_se", SE, device="cpu")
+    assert model.model.rotary_emb.installation.rope.window == 24
+
+
+def test_validate_method_says_the_same(folder: Path) -> None:
+    dpi.validate_method("repro_se", SE, 64, 160)
+    with pytest.raises(ValueError, match="reaches 160 tokens"):
+        dpi.validate_method("repro_se", SE, 64, 161)
+
+
+def test_a_hub_id_is_left_to_transformers() -> None:
+    source = resolve("owner/name")
+    assert (source.folder, source.options) == ("owner/name", {})
