@@ -25,16 +25,15 @@ _LOG2E = math.log2(math.e)
 _KEY_BYTES = 1 << 29
 # Keys beyond the pool's end that a tile may read before it wraps.
 _POOL_MARGIN = 256
-_MAX_PLANES = 1 << 16
 
 
 def obstacle(q: Tensor, plan: Plan) -> str | None:
     """Why these queries and bands cannot run here, or None."""
     if q.device.type != "cuda":
         return f"it needs a CUDA device, and the tensors are on {q.device.type}"
-    if importlib.util.find_spec("triton") is None:
+    if not _is_installed():
         return "the package triton is not installed"
-    if torch.cuda.get_device_capability(q.device) < (9, 0):
+    if _capability(q.device) < (9, 0):
         return "it needs a GPU of compute capability 9.0 (Hopper) or later"
     if q.dtype not in DTYPES:
         return f"its tensor cores take bfloat16 and float16, and the queries are {q.dtype}"
@@ -75,28 +74,30 @@ def attend(
     memo = segments[0].memo
     slot = ("prefill", q.device, batch * kv_heads, len(segments), tile.queries)
     if slot not in memo:
-        memo[slot] = _prepare(segments, num_keys, batch * kv_heads * num_keys * head_dim * k.element_size(), tile, q.device)
+        memo[slot] = _prepare(segments, batch * kv_heads * num_keys * head_dim * k.element_size(), tile, q.device)
     prepared: _Prepared = memo[slot]
     noisy = prepared.noisy if noise is not None else 0
     block_d = _power_of_2(head_dim)
+    turned_q = _turn_queries(q, prepared, scaling * _LOG2E)
     turned = k.new_empty(prepared.num_slots, batch, kv_heads, num_keys, head_dim)
+    queries = _descriptor(turned_q.flatten(0, 2), [1, tile.queries, block_d])
     keys = _descriptor(turned.flatten(0, 2), [1, tile.keys, block_d])
     values = _descriptor(v, [1, 1, tile.keys, block_d])
     for launch in prepared.launches:
         _turn_keys(k, turned, launch.tables)
         with _on(q.device):
             prefill_kernel[(launch.tiles.shape[0] * heads * batch,)](
-                q, prepared.cos, prepared.sin, keys, values, out, lse, prepared.bounds, launch.tiles,
+                queries, keys, values, out, lse, prepared.bounds, launch.tiles,
                 _pool(noise.kind, q.device) if noisy else None,
                 prepared.gates if noisy else None,
                 _head_keys(noise.seed, layer, heads, q.device) if noisy else None,
                 prepared.std if noisy else None,
-                q.stride(0), q.stride(1), q.stride(2), out.stride(0), out.stride(1), out.stride(2),
-                launch.tiles.shape[0], num_queries, prepared.gates.shape[-1], heads, kv_heads, batch,
-                num_keys - num_queries, scaling * _LOG2E, *_noise_factors(noise),
+                out.stride(0), out.stride(1), out.stride(2),
+                launch.tiles.shape[0], num_queries, heads, kv_heads, batch,
+                num_keys - num_queries, *_noise_factors(noise),
                 GROUP=heads // kv_heads, BANDS=prepared.num_bands, NOISY=noisy, HALF=head_dim // 2,
-                BLOCK_D=block_d, BM=tile.queries, BN=tile.keys, POOL=POOL_SIZE, STAGES=tile.stages,
-                num_warps=tile.warps,
+                BLOCK_D=block_d, BM=tile.queries, BN=tile.keys, POOL=POOL_SIZE, WARPS=tile.warps,
+                STAGES=tile.stages, AHEAD=tile.ahead, num_warps=tile.warps,
             )  # fmt: skip
     return out
 
@@ -117,7 +118,7 @@ def attend_one(
     memo = plan.rows[0].segments[0].memo
     slot = ("decode", q.device)
     if slot not in memo:
-        memo[slot] = _prepare_one(plan, batch, q.device)
+        memo[slot] = _prepare_one(plan, batch, kv_heads, q.device)
     prepared: _PreparedOne = memo[slot]
     group, block_d = heads // kv_heads, _power_of_2(head_dim)
     block_group = max(16, _power_of_2(group))
@@ -129,7 +130,7 @@ def attend_one(
     with _on(q.device):
         decode_kernel[(splits, batch * kv_heads)](
             q, k, v, out, lse, prepared.integers, prepared.numbers,
-            parts, parts[batch * kv_heads * splits * block_group * block_d :], _arrivals(q.device),
+            parts, parts[batch * kv_heads * splits * block_group * block_d :], prepared.arrivals,
             _pool(noise.kind, q.device) if noisy else None,
             _head_keys(noise.seed, layer, heads, q.device) if noisy else None,
             q.stride(0), q.stride(1), k.stride(0), k.stride(1), k.stride(2), v.stride(0), v.stride(1), v.stride(2),
@@ -137,7 +138,7 @@ def attend_one(
             splits, kv_heads, scaling * _LOG2E, *_noise_factors(noise),
             GROUP=group, BLOCK_GROUP=block_group, BANDS=prepared.num_bands, NOISY=noisy,
             HALF=half, BLOCK_HALF=_power_of_2(half), BLOCK_D=block_d, BN=_DECODE_KEYS, RELATIVE=prepared.relative,
-            POOL=POOL_SIZE, BLOCK_SPLITS=_power_of_2(splits), MERGE_STAGES=4, STAGES=3, num_warps=4,
+            POOL=POOL_SIZE, BLOCK_MEMBERS=_power_of_2(group), BLOCK_SPLITS=_power_of_2(splits), STAGES=_DECODE_STAGES, num_warps=_DECODE_WARPS,
         )  # fmt: skip
     return out
 
@@ -150,6 +151,7 @@ class _Tiling:
     keys: int
     warps: int
     stages: int
+    ahead: bool = False
 
 
 def _tiling(head_dim: int, num_queries: int, noisy: bool) -> _Tiling:
@@ -184,7 +186,7 @@ class _Prepared:
     noisy: int
 
 
-def _prepare(segments: Sequence[Segment], num_keys: int, key_bytes: int, tile: _Tiling, device: torch.device) -> _Prepared:
+def _prepare(segments: Sequence[Segment], key_bytes: int, tile: _Tiling, device: torch.device) -> _Prepared:
     """key_bytes: of the keys turned by one table."""
     num_bands = max(len(segment.bands) for segment in segments)
     first = segments[0].first
@@ -208,11 +210,9 @@ def _prepare(segments: Sequence[Segment], num_keys: int, key_bytes: int, tile: _
                 periods.append(period)
     groups = list(_groups(segments, max(1, _KEY_BYTES // key_bytes)))
     launches = tuple(_launch(group, first, num_bands, periods, tile, device) for group in groups)
-    gates = _gates(periods, num_keys + tile.keys if noisy else 0, device)
+    gates = _gates(periods, device)
     num_slots = max(len(launch.tables) for launch in launches)
-    return _Prepared(
-        launches, num_slots, num_bands, bounds.to(device), cos, sin, gates, std.to(device), noisy
-    )
+    return _Prepared(launches, num_slots, num_bands, bounds.to(device), cos, sin, gates, std.to(device), noisy)
 
 
 def _numbered(segment: Segment, num_bands: int) -> Iterator[tuple[int, Band]]:
@@ -262,37 +262,52 @@ def _launch(
     return _Launch(tables, torch.tensor(tiles, dtype=torch.int32).to(device))
 
 
-def _gates(periods: list[int | None], length: int, device: torch.device) -> Tensor:
-    """(periods, length) fp32: 1 for keys that get noise."""
-    key = torch.arange(length, device=device)
+def _gates(periods: list[int | None], device: torch.device) -> Tensor:
+    """(periods, 2) int64: the period, and a bit for each of 64 keys, set where a key gets no noise."""
     rows = []
     for period in periods:
-        if period is None:
-            rows.append(torch.zeros_like(key))
+        if period is None or period == EVERY_KEY:
+            rows.append([1, -1 if period is None else 0])
         else:
-            rows.append(torch.ones_like(key) if period == EVERY_KEY else (key % period != 0).long())
-    return torch.stack(rows).float()
+            pattern = sum(1 << key for key in range(0, 64, period))
+            rows.append([period, pattern - (1 << 64) if pattern >> 63 else pattern])
+    return torch.tensor(rows).to(device)
+
+
+def _turn_queries(q: Tensor, prepared: "_Prepared", factor: float) -> Tensor:
+    """Queries by each band's table, (bands, B, H, T, D)."""
+    from models.DPI.attention.triton_rotate import turn
+
+    turned = torch.empty(prepared.num_bands, *q.shape, dtype=q.dtype, device=q.device)
+    for band in range(prepared.num_bands):
+        turn(q, prepared.cos[band], prepared.sin[band], turned[band], 0, q.shape[2], factor)
+    return turned
 
 
 def _turn_keys(k: Tensor, turned: Tensor, tables: tuple[tuple[Band, int, int], ...]) -> None:
-    from models.DPI.attention.triton_rotate import rotate_keys
+    """Each table's keys to its slot of `turned` (slots, B, Hkv, N, D)."""
+    from models.DPI.attention.triton_rotate import turn
 
     for slot, (band, low, high) in enumerate(tables):
         if low < high:
-            cos, sin = band.key_tables(high, k.device)
-            rotate_keys(k, cos, sin, turned[slot], low, high)
+            turn(k, *band.key_tables(high, k.device), turned[slot], low, high)
 
 
 # Keys of a decoding tile.
 _DECODE_KEYS = 64
+_DECODE_WARPS = 4
+_DECODE_STAGES = 3
 
 
 @dataclass(frozen=True)
 class _PreparedOne:
-    """What the decoding kernel reads. num_tiles: of the longest row. key_tables keeps the addresses alive."""
+    """What the decoding kernel reads, the same for all layers. arrivals: zeros, and zeros again after each launch.
+    num_tiles: of the longest row. key_tables keeps the addresses alive.
+    """
 
     integers: Tensor
     numbers: Tensor
+    arrivals: Tensor
     num_tiles: int
     num_bands: int
     relative: bool
@@ -300,7 +315,7 @@ class _PreparedOne:
     key_tables: list[tuple[Tensor, Tensor]]
 
 
-def _prepare_one(plan: Plan, batch: int, device: torch.device) -> _PreparedOne:
+def _prepare_one(plan: Plan, batch: int, kv_heads: int, device: torch.device) -> _PreparedOne:
     segments = [row.segments[-1] for row in plan.rows]
     num_bands = max(len(segment.bands) for segment in segments)
     relative = all(_steps(band.keys) for segment in segments for band in segment.bands)
@@ -329,8 +344,16 @@ def _prepare_one(plan: Plan, batch: int, device: torch.device) -> _PreparedOne:
         for member in rows:
             integers[member] = described
         numbers[rows] = torch.cat(values)
+    arrivals = torch.zeros(batch * kv_heads, dtype=torch.int32, device=device)
     return _PreparedOne(
-        torch.tensor(integers).to(device), numbers.to(device), num_tiles, num_bands, relative, noisy, key_tables
+        torch.tensor(integers).to(device),
+        numbers.to(device),
+        arrivals,
+        num_tiles,
+        num_bands,
+        relative,
+        noisy,
+        key_tables,
     )
 
 
@@ -341,9 +364,8 @@ def _steps(keys: KeyPositions) -> int:
 
 
 def _splits(planes: int, num_tiles: int, device: torch.device) -> int:
-    """Programs that share a key head's keys: enough to fill the device, each with at least two tiles."""
-    wanted = -(-_DECODE_PROGRAMS * _multiprocessors(device) // planes)
-    return max(1, min(wanted, num_tiles // 2))
+    """Programs that share a key head's keys: as many as run at a time, each with at least two tiles."""
+    return max(1, min(_DECODE_PROGRAMS * _multiprocessors(device) // planes, num_tiles // 2))
 
 
 # Decoding programs for each multiprocessor.
@@ -351,18 +373,18 @@ _DECODE_PROGRAMS = 2
 
 
 @functools.lru_cache
+def _is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.lru_cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@functools.lru_cache
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
-
-
-@functools.lru_cache(maxsize=64)
-def _arrivals_of(device: torch.device, stream: int) -> Tensor:
-    return torch.zeros(_MAX_PLANES, dtype=torch.int32, device=device)
-
-
-def _arrivals(device: torch.device) -> Tensor:
-    """Zeros that count the finished programs of each key head; the kernel leaves them zero. One set for a stream."""
-    return _arrivals_of(device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
 
 
 @functools.lru_cache(maxsize=8)

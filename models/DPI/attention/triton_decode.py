@@ -13,6 +13,8 @@ from models.DPI.attention.triton_prefill import _LN2, _LOWEST, mix
 
 # Columns of `integers`, for each row and band.
 START, STOP, STEP, COS, SIN, PERIOD, COLUMNS = (tl.constexpr(i) for i in (0, 1, 2, 3, 4, 5, 6))
+# Parts that the merge reads at a time.
+_MERGED = tl.constexpr(8)
 
 
 @triton.jit
@@ -24,9 +26,10 @@ def _span(integers, step):
 
 
 @triton.jit
-def _noise(pool, place, key, first_key, slope, level, period, POOL: tl.constexpr):
+def _noise(pool, place, key, slope, level, period, POOL: tl.constexpr):
     """Noise of a tile (heads, keys); period as `Band.noise_period`, -1 for none."""
-    deviate = tl.load(pool + ((place[:, None] + key[None, :]) & (POOL - 1))).to(tl.float32)
+    slot = (key & -32) + 8 * (key % 8 // 2) + 2 * (key % 32 // 8) + key % 2  # as `noise.slots`
+    deviate = tl.load(pool + ((place[:, None] + slot[None, :]) & (POOL - 1))).to(tl.float32)
     open_key = (period == 0) | ((period > 0) & (key % tl.maximum(period, 1) != 0))
     return tl.where(open_key[None, :], deviate * (level - slope * key.to(tl.float32))[None, :], 0.0)
 
@@ -38,7 +41,7 @@ def decode_kernel(
     splits, num_kv_heads, factor, slope_factor, level_factor,
     GROUP: tl.constexpr, BLOCK_GROUP: tl.constexpr, BANDS: tl.constexpr, NOISY: tl.constexpr,
     HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_D: tl.constexpr, BN: tl.constexpr, RELATIVE: tl.constexpr,
-    POOL: tl.constexpr, BLOCK_SPLITS: tl.constexpr, MERGE_STAGES: tl.constexpr, STAGES: tl.constexpr,
+    POOL: tl.constexpr, BLOCK_MEMBERS: tl.constexpr, BLOCK_SPLITS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """See `triton.attend_one`. integers: (B, 2 + BANDS * COLUMNS) int64, a row's first key, its query's index, and
     its bands; numbers: (B, 1 + 2 BANDS HALF) fp32, the noise's deviation and the query's tables.
@@ -88,8 +91,8 @@ def decode_kernel(
         high = first_tile + tl.minimum(tl.maximum(finish - passed, 0), count)
         passed += count
         if low < high:
-            cos = tl.load(of_band + COS).to(tl.pointer_type(tl.float32))
-            sin = tl.load(of_band + SIN).to(tl.pointer_type(tl.float32))
+            cos = tl.multiple_of(tl.load(of_band + COS).to(tl.pointer_type(tl.float32)), 16)
+            sin = tl.multiple_of(tl.load(of_band + SIN).to(tl.pointer_type(tl.float32)), 16)
             table = numbers + 1 + 2 * band * HALF + column
             c = (tl.load(table, mask=inside, other=0.0) * factor)[None, :]
             s = (tl.load(table + HALF, mask=inside, other=0.0) * factor)[None, :]
@@ -125,7 +128,7 @@ def decode_kernel(
                 logits = tl.dot(b.to(value.dtype), k_high.T, logits)
                 if (NOISY >> band) & 1:
                     period = tl.load(of_band + PERIOD).to(tl.int32)
-                    logits += _noise(pool, place, key, first_key, slope, level, period, POOL)
+                    logits += _noise(pool, place, key, slope, level, period, POOL)
                 logits = tl.where(seen[None, :], logits, float("-inf"))
                 new_top = tl.maximum(top, tl.max(logits, 1))
                 p = tl.exp2(logits - new_top[:, None])
@@ -142,23 +145,42 @@ def decode_kernel(
     tl.debug_barrier()
     if tl.atomic_add(arrivals + plane, 1, sem="acq_rel") == splits - 1:
         tl.store(arrivals + plane, 0)  # for the next launch
-        number = tl.arange(0, BLOCK_SPLITS)
-        first_part = plane * splits * BLOCK_GROUP + member
-        at = tops + 2 * (first_part[None, :] + number[:, None] * BLOCK_GROUP)
-        there = (number < splits)[:, None] & (member >= 0)[None, :]
-        part_tops = tl.load(at, mask=there, other=_LOWEST, cache_modifier=".cg")
-        part_totals = tl.load(at + 1, mask=there, other=0.0, cache_modifier=".cg")
-        top = tl.max(part_tops, 0)
-        total = tl.sum(part_totals * tl.exp2(part_tops - top[None, :]), 0)
-        acc = tl.zeros([BLOCK_GROUP, BLOCK_D], tl.float32)
-        for split in tl.range(0, splits, num_stages=MERGE_STAGES):
-            part = first_part + split * BLOCK_GROUP
-            weight = tl.exp2(tl.load(tops + 2 * part, cache_modifier=".cg") - top)
-            at = parts + part.to(tl.int64)[:, None] * BLOCK_D + d[None, :]
-            acc += weight[:, None] * tl.load(at, mask=real, other=0.0, cache_modifier=".cg")
-        acc = acc / tl.where(total > 0, total, 1.0)[:, None]
-        target = out + batch * out_batch + head.to(tl.int64)[:, None] * out_head + d[None, :]
-        tl.store(target, acc.to(out.dtype.element_ty), mask=real)
-        if lse is not None:
-            place_of_row = plane * GROUP + member
-            tl.store(lse + place_of_row, (top + tl.log2(total)) * _LN2, mask=member < GROUP)
+        _merge(
+            parts, tops, out + batch * out_batch + kv_head * GROUP * out_head, out_head,
+            lse if lse is None else lse + plane * GROUP, plane, splits,
+            GROUP, BLOCK_MEMBERS, BLOCK_GROUP, HALF, BLOCK_D, BLOCK_SPLITS,
+        )  # fmt: skip
+
+
+@triton.jit
+def _merge(
+    parts, tops, out, out_head, lse, plane, splits,
+    GROUP: tl.constexpr, BLOCK_MEMBERS: tl.constexpr, BLOCK_GROUP: tl.constexpr, HALF: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+):  # fmt: skip
+    """The softmax over all parts of a key head: outputs weighted by their sums of exponentials."""
+    member = tl.arange(0, BLOCK_MEMBERS)
+    d = tl.arange(0, BLOCK_D)
+    real = (member < GROUP)[:, None] & (d < 2 * HALF)[None, :]
+    number = tl.arange(0, BLOCK_SPLITS)
+    row = (plane * splits + number)[:, None] * BLOCK_GROUP + member[None, :]
+    there = (number < splits)[:, None] & (member < GROUP)[None, :]
+    part_tops = tl.load(tops + 2 * row, mask=there, other=_LOWEST, cache_modifier=".cg")
+    part_totals = tl.load(tops + 2 * row + 1, mask=there, other=0.0, cache_modifier=".cg")
+    top = tl.max(part_tops, 0)
+    total = tl.sum(part_totals * tl.exp2(part_tops - top[None, :]), 0)
+    acc = tl.zeros([BLOCK_MEMBERS, BLOCK_D], tl.float32)
+    for begin in range(0, splits, _MERGED):
+        chosen = begin + tl.arange(0, _MERGED)
+        at = (plane * splits + chosen)[:, None] * BLOCK_GROUP + member[None, :]
+        within = (chosen < splits)[:, None] & (member < GROUP)[None, :]
+        weight = tl.exp2(tl.load(tops + 2 * at, mask=within, other=_LOWEST, cache_modifier=".cg") - top[None, :])
+        part = tl.load(
+            parts + at.to(tl.int64)[:, :, None] * BLOCK_D + d[None, None, :],
+            mask=(chosen < splits)[:, None, None] & real[None, :, :], other=0.0, cache_modifier=".cg",
+        )  # fmt: skip
+        acc += tl.sum(weight[:, :, None] * part, 0)
+    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+    tl.store(out + member.to(tl.int64)[:, None] * out_head + d[None, :], acc.to(out.dtype.element_ty), mask=real)
+    if lse is not None:
+        tl.store(lse + member, (top + tl.log2(total)) * _LN2, mask=member < GROUP)

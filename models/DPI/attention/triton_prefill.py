@@ -23,40 +23,68 @@ def mix(x):
 
 
 @triton.jit
-def _turned_query(q, cos, sin, row, row_stride, factor, HALF: tl.constexpr, BLOCK_D: tl.constexpr):
-    """A tile of queries (rows, BLOCK_D) turned and multiplied by `factor` in fp32, rounded once."""
-    d = tl.arange(0, BLOCK_D)
-    low = d < HALF
-    inside = (d < 2 * HALF)[None, :]
-    column = tl.where(low, d, d - HALF)[None, :]
-    other = tl.where(low, d + HALF, d - HALF)[None, :]
-    source = q + row.to(tl.int64)[:, None] * row_stride
-    table = row[:, None] * HALF + column
-    x = tl.load(source + d[None, :], mask=inside, other=0.0).to(tl.float32)
-    y = tl.load(source + other, mask=inside, other=0.0).to(tl.float32)
-    c = tl.load(cos + table, mask=inside, other=0.0) * factor
-    s = tl.load(sin + table, mask=inside, other=0.0) * factor
-    return (x * c + y * tl.where(low[None, :], -s, s)).to(q.dtype.element_ty)
+def _noise_places(hash_keys, head, first, end, past, BM: tl.constexpr, WARPS: tl.constexpr, POOL: tl.constexpr):
+    """`noise.places` of a tile's queries, (8, WARPS, 2, BM / (16 WARPS)): the order in which `_noise_tile` reads."""
+    rows = tl.arange(0, 8)[:, None, None, None] + tl.arange(0, WARPS)[None, :, None, None] * 16
+    rows += tl.arange(0, 2)[None, None, :, None] * 8
+    rows += tl.arange(0, BM // (16 * WARPS))[None, None, None, :] * (16 * WARPS)
+    index = tl.minimum(first + rows, end - 1) + past
+    hashed = tl.load(hash_keys + head).to(tl.uint32, bitcast=True)
+    return (mix(hashed ^ mix(index.to(tl.uint32))) & (POOL - 8)).to(tl.int32)
 
 
 @triton.jit
-def _noise_tile(pool, place, first_key, BM: tl.constexpr, BN: tl.constexpr, POOL: tl.constexpr):
-    """Deviates (BM, BN) of keys first_key ...; first_key is a multiple of 32, place (BM,) are multiples of 8."""
-    at = (place + first_key) & (POOL - 1)
-    return tl.load(pool + at[:, None] + tl.arange(0, BN)[None, :]).to(tl.float32)
+def _deviates(pool, places, first_key, BM: tl.constexpr, BN: tl.constexpr, WARPS: tl.constexpr, POOL: tl.constexpr):
+    """Deviates (BM, BN), fp16, of keys first_key ..., a multiple of 32.
+
+    Read in a shape whose dimensions are the lanes of a warp, the warps and the registers of a matrix product, so that
+    every thread reads its own deviates, 16 bytes at a time, and none moves between threads.
+    """
+    at = (places + first_key) & (POOL - 1)  # (8, WARPS, 2, repeats)
+    at = tl.arange(0, 4)[:, None, None, None, None, None, None] * 8 + at[None, :, :, :, :, None, None]
+    at += tl.arange(0, BN // 32)[None, None, None, None, None, :, None] * 32
+    at += tl.arange(0, 8)[None, None, None, None, None, None, :]
+    at = tl.max_contiguous(tl.multiple_of(at, [1, 1, 1, 1, 1, 1, 8]), [1, 1, 1, 1, 1, 1, 8])
+    deviate = tl.load(pool + at).reshape(4, 8, WARPS, 2, BM // (16 * WARPS), BN // 32, 4, 2)
+    return deviate.permute(4, 2, 3, 1, 5, 6, 0, 7).reshape(BM, BN)
+
+
+@triton.jit
+def _without_noise(first_key, period, pattern):
+    """64 bits: which of the keys first_key ... are multiples of the period. pattern: the same for first_key = 0."""
+    past = first_key % period
+    ahead = tl.where(past > 0, period - past, 0).to(tl.int64)
+    return tl.where(ahead < 64, pattern << (ahead & 63), 0)
+
+
+@triton.jit
+def _add_noise(x, deviate, index, first_key, slope, level, period, pattern, BN: tl.constexpr):
+    """Logits (BM, BN) with noise. A thread of a matrix product holds columns 8m + 2t + e of its t: parts of columns
+    that depend on t alone are kept apart, so that the others are constants of the code.
+    """
+    column = tl.arange(0, BN)
+    of_thread, constant = column & 6, column & ~6
+    distance = level + slope * (index - first_key).to(tl.float32)
+    distance = distance[:, None] - slope[:, None] * of_thread.to(tl.float32)[None, :]
+    distance -= slope[:, None] * constant.to(tl.float32)[None, :]
+    closed = _without_noise(first_key, period, pattern)
+    if BN > 64:
+        closed = tl.where(column < 64, closed, _without_noise(first_key + 64, period, pattern))
+    closed = ((closed >> of_thread.to(tl.int64)) >> (constant & 63).to(tl.int64)) & 1
+    return tl.where(closed[None, :] == 0, x + deviate.to(tl.float32) * distance, x)
 
 
 @triton.jit
 def _band(
     acc, top, total, q_tile, keys, values, key_plane, batch, kv_head,
     low, low_whole, high_whole, high, start, stop,
-    pool, place, gate, slope, level,
-    BM: tl.constexpr, BN: tl.constexpr, BLOCK_D: tl.constexpr, POOL: tl.constexpr,
-    NOISY: tl.constexpr, MASKED: tl.constexpr, STAGES: tl.constexpr,
+    pool, places, index, slope, level, period, pattern,
+    BM: tl.constexpr, BN: tl.constexpr, BLOCK_D: tl.constexpr, POOL: tl.constexpr, WARPS: tl.constexpr,
+    NOISY: tl.constexpr, MASKED: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Add key tiles to the running softmax: the whole ones, or those on a boundary.
 
-    low ... high: the band's tiles; low_whole ... high_whole: those that no query sees in part.
+    low ... high: the band's tiles; low_whole ... high_whole: those that every query sees whole.
     """
     if MASKED:
         skipped = tl.maximum(high_whole - low_whole, 0)
@@ -64,19 +92,31 @@ def _band(
     else:
         skipped = 0
         first, last = low_whole, high_whole
+    if NOISY and AHEAD:
+        tile = first
+        if MASKED:
+            tile = tl.where(first >= low_whole, first + skipped, first)
+        ahead = _deviates(pool, places, tile * BN, BM, BN, WARPS, POOL)
     for number in tl.range(first, last, num_stages=STAGES):
         tile = number
         if MASKED:
             tile = tl.where(number >= low_whole, number + skipped, number)
         first_key = tile * BN
+        if NOISY:
+            if AHEAD:
+                deviate = ahead
+                next_tile = number + 1
+                if MASKED:
+                    next_tile = tl.where(number + 1 >= low_whole, number + 1 + skipped, number + 1)
+                ahead = _deviates(pool, places, next_tile * BN, BM, BN, WARPS, POOL)
+            else:
+                deviate = _deviates(pool, places, first_key, BM, BN, WARPS, POOL)
         k = keys.load([key_plane, first_key, 0]).reshape(BN, BLOCK_D)
         x = tl.dot(q_tile, k.T)
-        key = first_key + tl.arange(0, BN)
         if NOISY:
-            open_key = tl.load(gate + key)
-            deviate = _noise_tile(pool, place, first_key, BM, BN, POOL)
-            x += deviate * (level[:, None] * open_key[None, :] - slope[:, None] * (open_key * key)[None, :])
+            x = _add_noise(x, deviate, index, first_key, slope, level, period, pattern, BN)
         if MASKED:
+            key = first_key + tl.arange(0, BN)
             x = tl.where((key[None, :] >= start[:, None]) & (key[None, :] < stop[:, None]), x, float("-inf"))
         new_top = tl.maximum(top, tl.max(x, 1))
         p = tl.exp2(x - new_top[:, None])
@@ -91,14 +131,16 @@ def _band(
 
 @triton.jit
 def prefill_kernel(
-    q, cos, sin, keys, values, out, lse, bounds, tiles, pool, gates, hash_keys, std,
-    q_batch, q_head, q_token, out_batch, out_head, out_token,
-    num_tiles, num_queries, gate_stride, num_heads, num_kv_heads, batch_size, past, factor, slope_factor, level_factor,
+    queries, keys, values, out, lse, bounds, tiles, pool, gates, hash_keys, std,
+    out_batch, out_head, out_token,
+    num_tiles, num_queries, num_heads, num_kv_heads, batch_size, past, slope_factor, level_factor,
     GROUP: tl.constexpr, BANDS: tl.constexpr, NOISY: tl.constexpr, HALF: tl.constexpr, BLOCK_D: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, POOL: tl.constexpr, STAGES: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, POOL: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """See `triton.attend`. bounds: (2, BANDS, T) int32; cos, sin: (BANDS, T, HALF); tiles: (num_tiles, 2 + 2 BANDS)
-    int32: first query, end, and for each band its slot in `keys` and its row in `gates`. NOISY: a bit for each band.
+    """See `triton.attend`. queries: turned, (BANDS * B * H, T, D), with 1/ln 2 and the scaling; keys: turned,
+    (slots * B * Hkv, N, D); bounds: (2, BANDS, T) int32; tiles: (num_tiles, 2 + 2 BANDS) int32: first query, end, and
+    for each band its keys' slot and its row in `gates`, (periods, 2) int64; NOISY: a bit for each band.
     """
     # All tiles and query heads of one key head run side by side, so that its keys stay in the L2 cache.
     pid = tl.program_id(0)
@@ -113,17 +155,16 @@ def prefill_kernel(
     row = first + tl.arange(0, BM)
     written = row < end
     row = tl.minimum(row, end - 1)
-    q += batch.to(tl.int64) * q_batch + head.to(tl.int64) * q_head
     acc = tl.zeros([BM, BLOCK_D], tl.float32)
     top = tl.full([BM], _LOWEST, tl.float32)
     total = tl.zeros([BM], tl.float32)
-    place, slope, level = row, row.to(tl.float32), row.to(tl.float32)
+    index = row + past
+    places, slope, level = row, row.to(tl.float32), row.to(tl.float32)
     if NOISY:
-        hashed = tl.load(hash_keys + head).to(tl.uint32, bitcast=True)
-        place = (mix(hashed ^ mix((row + past).to(tl.uint32))) & (POOL - 8)).to(tl.int32)
+        places = _noise_places(hash_keys, head, first, end, past, BM, WARPS, POOL)
         deviation = tl.load(std + row)
         slope = deviation * slope_factor
-        level = deviation * level_factor + slope * (row + past).to(tl.float32)
+        level = deviation * level_factor
 
     for band in tl.static_range(BANDS):
         starts = bounds + band * num_queries
@@ -133,10 +174,10 @@ def prefill_kernel(
         if low < high:
             start, stop = tl.load(starts + row), tl.load(stops + row)
             slot, gate = tl.load(tile + 2 + 2 * band), tl.load(tile + 3 + 2 * band)
-            q_tile = _turned_query(
-                q, cos + band * num_queries * HALF, sin + band * num_queries * HALF, row, q_token, factor, HALF, BLOCK_D
-
-            )  # fmt: skip
+            period, pattern = 1, tl.cast(0, tl.int64)
+            if (NOISY >> band) & 1:
+                period, pattern = tl.load(gates + 2 * gate).to(tl.int32), tl.load(gates + 2 * gate + 1)
+            q_tile = queries.load([(band * batch_size + batch) * num_heads + head, first, 0]).reshape(BM, BLOCK_D)
             key_plane = (slot * batch_size + batch) * num_kv_heads + kv_head
             first_tile, end_tile = low // BN, (high + BN - 1) // BN
             first_whole = tl.minimum((low_end + BN - 1) // BN, end_tile)
@@ -145,8 +186,8 @@ def prefill_kernel(
                 acc, top, total = _band(
                     acc, top, total, q_tile, keys, values, key_plane, batch, kv_head,
                     first_tile, first_whole, end_whole, end_tile, start, stop,
-                    pool, place, gates + gate * gate_stride if NOISY else gates, slope, level,
-                    BM, BN, BLOCK_D, POOL, (NOISY >> band) & 1, masked, STAGES,
+                    pool, places, index, slope, level, period, pattern,
+                    BM, BN, BLOCK_D, POOL, WARPS, (NOISY >> band) & 1, masked, STAGES, AHEAD,
                 )  # fmt: skip
 
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]  # a query that sees no key gives 0
