@@ -35,7 +35,7 @@ STYLES = {
     "repro_yarn": ("YaRN", "#CC79A7", "P"),
     "repro_original": ("original", "#4D4D4D", "X"),
 }
-UNKNOWN_STYLE = ("other", "#999999", ".")
+UNKNOWN_STYLE = ("unknown method", "#999999", ".")
 LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 
 MISSING_COLOUR = "#DDDDDD"
@@ -190,6 +190,7 @@ def mean_scores(experiments: Sequence[Experiment]) -> Figure | None:
         axis.annotate(f"{mean:.2f}", (mean, row), xytext=(7, 0), textcoords="offset points", fontsize=8, va="center")
         used[label] = point
     axis.set_yticks(range(len(ranked)), [_title(experiment, separator=" ") for _, experiment in ranked], fontsize=8)
+    axis.set_ylim(-0.6, len(ranked) - 0.4)
     axis.set_xlim(0, max(1e-9, max(mean for mean, _ in ranked)) * 1.12)
     axis.set_xlabel("mean score over data sets")
     axis.spines[["top", "right"]].set_visible(False)
@@ -200,8 +201,8 @@ def mean_scores(experiments: Sequence[Experiment]) -> Figure | None:
 
 
 def _title(experiment: Experiment, separator: str = "\n") -> str:
-    """The experiment's name, with its status behind it unless it is complete."""
-    return experiment.name if experiment.status == "complete" else f"{experiment.name}{separator}({experiment.status})"
+    """The experiment's name, with its status behind it where something is missing."""
+    return f"{experiment.name}{separator}({experiment.status})" if experiment.needs_mark else experiment.name
 
 
 _PAINTERS: dict[str, Callable[[Sequence[Experiment]], Figure | None]] = {

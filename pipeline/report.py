@@ -35,6 +35,9 @@ PREFIXES = {
 RESULT_FILES = ("result.json", "result_o.json", "result_t.json")
 AVERAGED = ("longbench", "longbench_e", "leval", "needle")
 OUR_METHOD = "dpi"
+COMPLETE = "complete"
+NO_RUN_RECORD = "no run record"
+"""Status of files that another program wrote: nobody says how many records there should be."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class Experiment:
         return self.method == OUR_METHOD if self.method is not None else "dpi" in self.name
 
     @property
+    def needs_mark(self) -> bool:
+        """Whether a picture must say that something is missing."""
+        return self.status not in (COMPLETE, NO_RUN_RECORD)
+
+    @property
     def result(self) -> Any:
         return self.results.get("result.json")
 
@@ -63,7 +71,7 @@ def read_experiment(folder: Path, task: Task) -> Experiment:
     """An experiment with its result files; one that is not scored yet has none and says so in its status."""
     run = store.read_run(folder)
     results = {name: store.read_json(folder / name) for name in RESULT_FILES if (folder / name).exists()}
-    status = [measure(run, read_predictions(folder)).describe()]
+    status = [measure(run, read_predictions(folder)).describe() if run else NO_RUN_RECORD]
     if "result.json" not in results:
         status.append("not scored")
     config = run["config"] if run else {}
@@ -74,7 +82,7 @@ def read_experiment(folder: Path, task: Task) -> Experiment:
         window=run["window"] if run else None,
         target=config.get("max_pe"),
         params=config.get("params", {}),
-        status=", ".join(part for part in status if part) or "complete",
+        status=", ".join(part for part in status if part) or COMPLETE,
         results=results,
     )
 
@@ -90,7 +98,7 @@ def collect(folders: Sequence[Path], task: Task, out: Path) -> list[Path]:
         names = ", ".join(experiment.name for experiment in experiments[:5])
         raise UserError(f"nothing to collect: no result.json in {names}; eval.py --task {task.name} writes it")
     for experiment in experiments:
-        if experiment.status != "complete":
+        if experiment.needs_mark:
             logger.warning("%s: %s", experiment.name, experiment.status)
     prefix = PREFIXES[task.name]
     written = []

@@ -83,6 +83,28 @@ def test_pred_eval_collect_end_to_end(place, run):
     assert code == 0 and (place / "results/needle/pred/dpi-tiny/needle.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("task", "folder", "data", "names"),
+    [
+        ("longbench", "lb/pred", "longbench/subset", "lcc,trec"),
+        ("leval", "le/pred", "leval", "coursera,topic_retrieval_longchat"),
+    ],
+)
+def test_longbench_and_leval_end_to_end(place, run, shared_data, task, folder, data, names):
+    keys = [f"task={task}", f"data_dir='{shared_data / data}'", "max_pe=700", "max_new_tokens=2"]
+    arguments = ["--cfg", "needle.toml", "--tasks", names, "--limit", "2", *(f"--set={key}" for key in keys)]
+    code, out, _ = run("pred", *arguments, "--dry-run")
+    assert code == 0 and all(name in out for name in names.split(","))
+    assert run("pred", *arguments)[0] == 0
+    assert run("eval", "--task", task, "--exp", "all")[0] == 0
+    assert run("collect_results", "--task", task)[0] == 0
+    result = json.loads((place / "results" / folder / "dpi-tiny-64-to-256/result.json").read_text())
+    assert set(names.split(",")) <= set(result)
+    prefix = folder.split("/")[0]
+    for name in (f"{prefix}_dpi.xlsx", f"{prefix}.md", f"{prefix}.png"):
+        assert (place / "results" / folder / name).stat().st_size > 0
+
+
 def test_results_go_where_they_are_asked_to(place, run):
     assert run("pred", "--cfg", "needle.toml", "--results", "elsewhere")[0] == 0
     assert run("eval", "--task", "needle", "--exp", "dpi-tiny-64-to-256", "--results", "elsewhere")[0] == 0

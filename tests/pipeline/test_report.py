@@ -69,6 +69,7 @@ def test_foreign_experiments_are_collected_by_name(tmp_path):
         store.write_json(folder / "result.json", {"qasper": 3.25})
     written = collect(tmp_path, LONGBENCH)
     assert list(pd.read_excel(written["lb_dpi.xlsx"])["experiment"]) == ["dpi-other"]
+    assert list(pd.read_excel(written["lb_dpi.xlsx"])["status"]) == ["no run record"]
     assert list(pd.read_excel(written["lb_repro.xlsx"])["experiment"]) == ["llama2-7b-chat-4k"]
 
 
