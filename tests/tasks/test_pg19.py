@@ -43,6 +43,24 @@ def test_books_are_the_folders_texts_by_name(books):
         list(TASK.records(pg19_config(books / "none"), "pg19"))
 
 
+def test_books_come_from_the_hub_without_a_folder(monkeypatch):
+    rows = [{"short_book_title": "A Book", "text": "The grass"}, {"short_book_title": "A Book", "text": "The sky"}]
+    monkeypatch.setattr("datasets.load_dataset", lambda name, split: rows if split == "test" else None)
+    cfg = pg19_config(None)
+    records = list(TASK.records(cfg, "pg19"))
+    assert [record["id"] for record in records] == ["000 A Book", "001 A Book"]
+    assert TASK.prompt(cfg, "pg19", records[1], TOKENIZER) == TOKENIZER("The sky")["input_ids"]
+
+
+def test_a_hub_out_of_reach_is_a_users_error(monkeypatch):
+    def offline(name, split):
+        raise ConnectionError("no\nroute")
+
+    monkeypatch.setattr("datasets.load_dataset", offline)
+    with pytest.raises(UserError, match="ConnectionError: no route.*data_dir"):
+        list(TASK.records(pg19_config(None), "pg19"))
+
+
 def test_prompt_is_cut_to_the_target(books):
     cfg = pg19_config(books, max_pe=100)
     for record in TASK.records(cfg, "pg19"):
