@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from models.DPI.attention import noise as noise_module
-from models.DPI.attention.noise import POOL_SIZE, Noise, apply, draw, head_keys, mix, places, pool
+from models.DPI.attention.noise import POOL_SIZE, Noise, apply, draw, head_keys, mix, places, pool, slots
 
 CPU = torch.device("cpu")
 GAUSSIAN = Noise("gaussian", scale_std=True, seed=5)
@@ -72,8 +72,17 @@ def test_far_indices_wrap_around_the_pool() -> None:
     place = places(head_keys(GAUSSIAN.seed, 0, 2), torch.tensor([1_000_003]))
     values = pool("gaussian", CPU)
     for head in range(2):
-        expected = [float(values[(int(place[head, 0]) + int(j)) % POOL_SIZE]) for j in keys]
+        expected = [float(values[(int(place[head, 0]) + int(slot)) % POOL_SIZE]) for slot in slots(keys)]
         assert found[head, 0].tolist() == expected
+
+
+def test_keys_are_shuffled_within_groups_of_32() -> None:
+    """A bijection, with key 8m + 2t + e of its group read at 8t + 2m + e."""
+    found = slots(_range(64, 192)).reshape(4, 32)
+    expected = [8 * t + 2 * m + e for m in range(4) for t in range(4) for e in range(2)]
+    assert sorted(expected) == list(range(32))
+    for group, row in enumerate(found.tolist()):
+        assert row == [64 + 32 * group + slot for slot in expected]
 
 
 def test_seed_layer_head_and_query_all_count() -> None:

@@ -139,7 +139,7 @@ def test_padded_batches_are_the_rows_alone(make_model: MakeModel, name: str, sid
     lengths = [61, 20, 43, 33, 1]
     ids, mask = padded(lengths, side)
     found = logits(model, ids, attention_mask=mask)
-    for row, length in enumerate(lengths):
+    for row in range(len(lengths)):
         real = mask[row].bool()
         alone = logits(model, ids[row : row + 1, real])
         torch.testing.assert_close(found[row, real], alone[0], rtol=0, atol=ROUNDING)
