@@ -16,7 +16,7 @@ from models.DPI.attention.noise import Noise
 from models.DPI.attention.tables import KeyPositions, rotate
 
 # Queries a block: wide enough for the matrix products, narrow enough that borders, which are formed whole, stay cheap.
-# One core, 16,384 tokens of SmolLM2's shape, chunk 3000: 128 4.4 s, 256 4.3 s, 512 5.3 s, 1,024 7.7 s; stock SDPA 3.7 s.
+# One core, SmolLM2's shape, 16,384 tokens, chunk 3000: 128 4.4 s, 256 4.3 s, 512 5.3 s, 1,024 7.7 s; stock 3.7 s.
 _BLOCK = {"cpu": 256}
 _BLOCK_ELSEWHERE = 2048
 # Bound on the logits that are formed at a time: 2**25 fp32 numbers, 128 MiB.
