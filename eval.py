@@ -9,6 +9,7 @@ from rich.console import Console
 
 from pipeline import store
 from pipeline.cli import EXIT_DONE, make_parser, run_script
+from pipeline.errors import UserError
 from pipeline.scoring import score_experiment
 from tasks import get_task
 
@@ -24,11 +25,19 @@ def main(argv: list[str]) -> int:
     else:
         folders = [store.experiment_folder(arguments.results, task, arguments.exp)]
     console = Console(soft_wrap=True)
+    problems: list[UserError] = []
     for folder in folders:
-        progress = score_experiment(folder, task)
+        try:
+            progress = score_experiment(folder, task)
+        except UserError as error:  # one experiment that has nothing yet must not keep the others from their scores
+            problems.append(error)
+            continue
         note = f" ({progress.describe()})" if progress.describe() else ""
         console.print(f"{folder / 'result.json'}{note}", highlight=False, markup=False)
         console.print(shorten(store.read_json(folder / "result.json")), highlight=False, markup=False)
+    if problems:
+        others = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{others}")
     return EXIT_DONE
 
 

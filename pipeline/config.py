@@ -82,6 +82,11 @@ class ExperimentConfig(BaseModel):
     def _short_dtype(cls, value: Any) -> Any:
         return DTYPES.get(value, value) if isinstance(value, str) else value
 
+    @field_validator("data_dir")
+    @classmethod
+    def _home(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value is not None else None
+
     @field_validator("min_k", "max_k", "gap", mode="before")
     @classmethod
     def _number(cls, value: Any) -> Any:
@@ -108,10 +113,10 @@ class ExperimentConfig(BaseModel):
 
 def check_exp_name(name: str) -> str:
     """The name itself if it stays inside the results folder. Raises `ValueError` otherwise."""
-    if not re.fullmatch(r"[^\W_][\w.+=,@ -]*", name) or name == "all":
+    if not re.fullmatch(r"[^\W_][\w.+=,@ -]{0,199}", name) or name == "all":
         raise ValueError(
-            f"exp_name {name!r} cannot be a folder's name: letters, digits and _ . + = , @ - after a letter or digit"
-            " (and not 'all')"
+            f"exp_name {name!r} cannot be a folder's name: a letter or digit, then up to 199 letters, digits, blanks"
+            " and _ . + = , @ - (and not 'all')"
         )
     return name
 

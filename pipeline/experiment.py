@@ -54,7 +54,7 @@ def run_experiment(
         # The old results go only when the new model is there.
         load_engine(cfg)
     if workers.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
+        store.make_folder(folder)
     with store.lock(folder) if workers.is_main else contextlib.nullcontext():
         if workers.is_main:
             if overwrite:

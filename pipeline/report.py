@@ -18,7 +18,7 @@ import pandas as pd
 
 from pipeline import figures, store
 from pipeline.errors import UserError
-from pipeline.scoring import measure, read_predictions
+from pipeline.scoring import DETAIL_FILE, measure, read_predictions
 from tasks.base import Task
 
 logger = logging.getLogger(__name__)
@@ -71,9 +71,14 @@ def read_experiment(folder: Path, task: Task) -> Experiment:
     """An experiment with its result files; one that is not scored yet has none and says so in its status."""
     run = store.read_run(folder)
     results = {name: store.read_json(folder / name) for name in RESULT_FILES if (folder / name).exists()}
-    status = [measure(run, read_predictions(folder)).describe() if run else NO_RUN_RECORD]
+    progress = measure(run, read_predictions(folder))
+    status = [progress.describe() if run else NO_RUN_RECORD]
     if "result.json" not in results:
         status.append("not scored")
+    elif (folder / DETAIL_FILE).exists():
+        scored = store.read_json(folder / DETAIL_FILE).get("run", {}).get("predicted", progress.predicted)
+        if scored != progress.predicted:
+            status.append(f"scored at {scored}")
     config = run["config"] if run else {}
     return Experiment(
         name=folder.name,

@@ -44,6 +44,14 @@ def experiment_folder(results: Path, task: Task, exp_name: str) -> Path:
     return results / task.folder / exp_name
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it. Raises `UserError` if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from None
+
+
 def list_experiments(results: Path, task: Task) -> list[Path]:
     """Folders of all experiments of a task, sorted by name. Raises `UserError` if there are none."""
     root = results / task.folder

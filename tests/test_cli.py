@@ -105,6 +105,16 @@ def test_longbench_and_leval_end_to_end(place, run, shared_data, task, folder, d
         assert (place / "results" / folder / name).stat().st_size > 0
 
 
+def test_eval_all_scores_the_others_when_one_has_nothing_yet(place, run):
+    assert run("pred", "--cfg", "needle.toml")[0] == 0
+    empty = place / "results/needle/pred/aaa"
+    empty.mkdir()
+    store.write_json(empty / "run.json", {"config": {"task": "needle"}})
+    code, out, err = run("eval", "--task", "needle", "--exp", "all")
+    assert code == 2 and "'results/needle/pred/aaa' has no prediction files" in err
+    assert (place / "results/needle/pred/dpi-tiny-64-to-256/result.json").exists()
+
+
 def test_results_go_where_they_are_asked_to(place, run):
     assert run("pred", "--cfg", "needle.toml", "--results", "elsewhere")[0] == 0
     assert run("eval", "--task", "needle", "--exp", "dpi-tiny-64-to-256", "--results", "elsewhere")[0] == 0
@@ -199,6 +209,7 @@ MISTAKES = {
         ["--cfg", "needle.toml", "--set", "task=pg19", "--set", "data_dir=nowhere"],
         "'nowhere' has no *.txt",
     ),
+    "results in a file": ("pred", ["--cfg", "needle.toml", "--results", "needle.toml"], "cannot make the folder"),
     "beyond the target": ("pred", ["--cfg", "needle.toml", "--set", "max_k=0.3"], "beyond max_pe"),
     "eval: no experiment": ("eval", ["--task", "needle", "--exp", "none"], "does not exist"),
     "eval: none at all": ("eval", ["--task", "pg19", "--exp", "all"], "no experiments"),

@@ -57,13 +57,18 @@ def test_mistakes_are_one_line_that_names_the_key(keys, said):
     assert "\n" not in str(error.value)
 
 
+def test_data_dir_may_lie_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert build_config({**BASE, "data_dir": "~/books"}, "f").data_dir == Path("/somewhere/books")
+
+
 def test_missing_key_is_named():
     with pytest.raises(UserError, match="'method' is missing"):
         build_config({key: value for key, value in BASE.items() if key != "method"}, "f")
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "a/b", "a\\b", "..", ".hidden", "", "/tmp/x", "all", "-x", "a\x00b", "a\nb", "x\n"]
+    "name", ["../x", "a/b", "a\\b", "..", ".hidden", "", "/tmp/x", "all", "-x", "a\x00b", "a\nb", "x" * 201, "x\n"]
 )
 def test_exp_name_stays_in_its_folder(name):
     with pytest.raises(UserError, match="exp_name"):

@@ -90,6 +90,12 @@ def test_incomplete_runs_are_marked_everywhere(tmp_path, options, status):
     assert ("(" in figure.axes[0].get_title()) == (status != "complete")
 
 
+def test_a_score_older_than_the_predictions_is_marked(tmp_path):
+    results = {"result.json": cells(lambda *_: 0.5), "result_detail.json": {"run": {"predicted": 1}}}
+    folder = experiment(tmp_path, NEEDLE, "dpi-x", "dpi", results)
+    assert report.read_experiment(folder, NEEDLE).status == "scored at 1"
+
+
 def test_an_unscored_run_is_listed_and_nothing_scored_is_an_error(tmp_path):
     experiment(tmp_path, NEEDLE, "dpi-x", "dpi", {})
     with pytest.raises(UserError, match=r"eval\.py --task needle"):

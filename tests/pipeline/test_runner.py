@@ -12,7 +12,7 @@ from tqdm import tqdm
 from pipeline import store
 from pipeline.errors import UserError
 from pipeline.experiment import run_experiment
-from pipeline.runner import Outcome, run_records, select_datasets, select_records
+from pipeline.runner import Outcome, _pending, run_records, select_datasets, select_records
 from tests.pipeline.fake_task import FakeTask, FakeWorkers
 from tests.pipeline.small import config
 
@@ -137,6 +137,13 @@ def test_killed_at_random_moments_every_record_ends_up_once(tmp_path, count):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.jsonl", "two.jsonl"]
 
 
+def test_processes_share_the_records_out_without_overlap(tmp_path):
+    wanted = [{"id": str(number)} for number in range(7)]
+    (tmp_path / "one.jsonl").write_text('{"id": "4"}\n')
+    shares = [[r["id"] for r in _pending(tmp_path, "one", wanted, FakeWorkers(rank, 3))] for rank in range(3)]
+    assert shares == [["0", "3", "6"], ["1"], ["2", "5"]]
+
+
 def test_two_processes_give_the_file_of_one(tmp_path):
     single, double = tmp_path / "single", tmp_path / "double"
     single.mkdir()
@@ -173,6 +180,17 @@ def test_run_record_holds_what_a_reader_needs(tmp_path, fake_registry):
     assert run["versions"]["torch"] and run["versions"]["python"]
     assert "git_revision" in run
     assert run["datasets"] == {name: {"records": 3, "limited": True} for name in ("one", "two")}
+
+
+def test_the_run_record_counts_the_largest_run(tmp_path, fake_registry):
+    path = tmp_path / "needle/pred/some-4k-to-8k/run.json"
+    counts = []
+    for keys in ({"limit": 2}, {"limit": 4}, {"limit": 3}, {"tasks": ["three"]}, {}):
+        experiment(tmp_path, config(**keys))
+        counts.append({name: tuple(entry.values()) for name, entry in json.loads(path.read_text())["datasets"].items()})
+    assert counts[:3] == [{"one": (n, True), "two": (n, True)} for n in (2, 4, 4)]
+    assert counts[3] == {**counts[2], "three": (5, False)}
+    assert counts[4] == dict.fromkeys(("one", "two", "three"), (5, False))
 
 
 def test_another_configuration_is_refused_by_what_differs_and_overwrite_begins_anew(tmp_path, fake_registry):
