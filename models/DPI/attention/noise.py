@@ -1,9 +1,10 @@
 """Noise on logits, a pure function of (seed, layer, head, i, j): equal on every device, for every block size.
 
-A pool of 2**18 deviates is drawn once. Query i of a head reads it from a place that a 32-bit hash of
-(seed, layer, head, i) gives: value(i, j) = pool[(place(i) + slot(j)) mod 2**18], where slot puts the 32 keys of a
-group in another order. A kernel reads the pool instead of drawing a number per logit: places are multiples of 8, and
-the order puts the eight keys of a group that one thread of a matrix unit holds side by side, 16 bytes in one load.
+A pool of 2**15 deviates is drawn once. Queries and keys form blocks of 8 x 32, and each block of a head reads 256
+deviates from a place that a 32-bit hash of (seed, layer, head, i // 8, j // 32) gives:
+value(i, j) = pool[(place + 32 (i mod 8) + slot(j mod 32)) mod 2**15]. A kernel reads the pool, which its L1 cache
+holds, instead of drawing a number per logit: a warp of it reads a block in one load, 16 bytes a thread, and the slots
+put the eight keys that one thread of a matrix unit holds side by side.
 The pool holds the quantiles of the distribution in a hashed order, rounded to fp16: its mean and deviation are
 exact to 1e-4, and its values are the same wherever they are converted.
 """
@@ -15,8 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-POOL_BITS = 18
+POOL_BITS = 15
 POOL_SIZE = 1 << POOL_BITS
+BLOCK_QUERIES, BLOCK_KEYS = 8, 32
 _ALIGN = 8
 _MASK = 0xFFFFFFFF
 
@@ -62,19 +64,24 @@ def head_keys(seed: int, layer: int, num_heads: int, device: torch.device | str 
     return mix((base + torch.arange(num_heads)) & _MASK).to(device)
 
 
-def places(keys: Tensor, queries: Tensor) -> Tensor:
-    """Where in the pool each query's row begins: (H,) keys, (T,) int64 indices i -> (H, T) int64, multiples of 8."""
-    return mix(keys[:, None] ^ mix(queries & _MASK)[None, :]) & (POOL_SIZE - _ALIGN)
+def places(keys: Tensor, queries: Tensor, blocks: Tensor) -> Tensor:
+    """Where in the pool blocks begin: (H,) head keys, (T,) query indices i, (M,) blocks of keys j // 32, all int64.
+
+    Returns (H, T, M) int64, multiples of 8.
+    """
+    rows = mix(keys[:, None] ^ mix((queries // BLOCK_QUERIES) & _MASK)[None, :])
+    return mix((rows[:, :, None] + blocks) & _MASK) & (POOL_SIZE - _ALIGN)
 
 
-def slots(keys: Tensor) -> Tensor:
-    """Where key j (int64) is read after its query's place: in each group of 32, key 8m + 2t + e at 8t + 2m + e."""
-    return (keys & ~31) + 8 * (keys % 8 // 2) + 2 * (keys % 32 // 8) + keys % 2
+def slots(queries: Tensor, keys: Tensor) -> Tensor:
+    """Where in its block a logit reads, (T, N): 32 (i mod 8), and for key 8m + 2t + e of the block 8t + 2m + e."""
+    of_key = 8 * (keys % 8 // 2) + 2 * (keys % BLOCK_KEYS // 8) + keys % 2
+    return BLOCK_KEYS * (queries % BLOCK_QUERIES)[:, None] + of_key
 
 
 @functools.lru_cache(maxsize=8)
 def pool(kind: str, device: torch.device) -> Tensor:
-    """(2**18,) fp16 deviates of unit scale."""
+    """(2**15,) fp16 deviates of unit scale."""
     order = mix(torch.arange(POOL_SIZE)).argsort().argsort()
     u = (order.double() + 0.5) / POOL_SIZE
     # The largest uniforms would round to 1, which the half-open interval leaves out.
@@ -84,8 +91,9 @@ def pool(kind: str, device: torch.device) -> Tensor:
 
 def draw(noise: Noise, layer: int, num_heads: int, queries: Tensor, keys: Tensor) -> Tensor:
     """(H, T, N) fp32 deviates of unit scale for query indices (T,) and key indices (N,), both int64."""
-    place = places(head_keys(noise.seed, layer, num_heads, queries.device), queries)
-    at = (place[:, :, None] + slots(keys)) & (POOL_SIZE - 1)
+    blocks, block_of_key = (keys // BLOCK_KEYS).unique_consecutive(return_inverse=True)
+    place = places(head_keys(noise.seed, layer, num_heads, queries.device), queries, blocks)
+    at = (place[:, :, block_of_key] + slots(queries, keys)) & (POOL_SIZE - 1)
     return pool(noise.kind, queries.device)[at].float()
 
 

@@ -23,7 +23,7 @@ DTYPES = (torch.bfloat16, torch.float16)
 _LOG2E = math.log2(math.e)
 # Bytes of turned keys held at a time: segments share a launch while their tables fit.
 _KEY_BYTES = 1 << 29
-# Keys beyond the pool's end that a tile may read before it wraps.
+# Deviates that a block may read beyond the pool's end.
 _POOL_MARGIN = 256
 
 
@@ -97,7 +97,7 @@ def attend(
                 num_keys - num_queries, *_noise_factors(noise),
                 GROUP=heads // kv_heads, BANDS=prepared.num_bands, NOISY=noisy, HALF=head_dim // 2,
                 BLOCK_D=block_d, BM=tile.queries, BN=tile.keys, POOL=POOL_SIZE, WARPS=tile.warps,
-                STAGES=tile.stages, AHEAD=tile.ahead, num_warps=tile.warps,
+                STAGES=tile.stages, num_warps=tile.warps,
             )  # fmt: skip
     return out
 
@@ -124,7 +124,7 @@ def attend_one(
     block_group = max(16, _power_of_2(group))
     splits = _splits(batch * kv_heads, prepared.num_tiles, q.device)
     noise = plan.noise
-    noisy = prepared.noisy if noise is not None else 0
+    noisy = prepared.noisy and noise is not None
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     parts = torch.empty(batch * kv_heads * splits * block_group * (block_d + 2), dtype=torch.float32, device=q.device)
     with _on(q.device):
@@ -151,7 +151,6 @@ class _Tiling:
     keys: int
     warps: int
     stages: int
-    ahead: bool = False
 
 
 def _tiling(head_dim: int, num_queries: int, noisy: bool) -> _Tiling:
@@ -311,7 +310,7 @@ class _PreparedOne:
     num_tiles: int
     num_bands: int
     relative: bool
-    noisy: int
+    noisy: bool
     key_tables: list[tuple[Tensor, Tensor]]
 
 
@@ -320,36 +319,39 @@ def _prepare_one(plan: Plan, batch: int, kv_heads: int, device: torch.device) ->
     num_bands = max(len(segment.bands) for segment in segments)
     relative = all(_steps(band.keys) for segment in segments for band in segment.bands)
     half = segments[0].bands[0].frequencies.rotary_dim // 2
-    integers: list[list[int]] = [[0] * (2 + 6 * num_bands)] * batch
+    integers: list[list[int]] = [[0] * (3 + 9 * num_bands)] * batch
     numbers = torch.zeros(batch, 1 + 2 * num_bands * half)
     key_tables = []
-    noisy = num_tiles = 0
+    noisy = False
+    most_tiles = 0
     for row, segment in zip(plan.rows, segments, strict=True):
-        described = [row.left, segment.first] + [0, 0, 1, 0, 0, -1] * (num_bands - len(segment.bands))
-        values = [segment.noise_std if segment.noise_std is not None else torch.zeros(1)]
-        values.append(torch.zeros(2 * half * (num_bands - len(segment.bands))))
+        missing = num_bands - len(segment.bands)
+        described = [0] * (9 * missing)
+        values = [torch.zeros(1) if segment.noise_std is None else segment.noise_std, torch.zeros(2 * half * missing)]
         tiles = 0
-        for b, band in _numbered(segment, num_bands):
+        for _, band in _numbered(segment, num_bands):
             start, stop = int(band.start[0]), int(band.stop[0])
             step = _steps(band.keys) if relative else _DECODE_KEYS
             cos, sin = band.key_tables(max(stop, _DECODE_KEYS), device)
             key_tables.append((cos, sin))
             period = _period(segment, band)
+            first, before = start // step, tiles
+            tiles += -(-stop // step) - first if start < stop else 0
             described += [start, stop, step, cos.data_ptr(), sin.data_ptr(), -1 if period is None else period]
+            described += [first, before, tiles]
             values += [table[0] for table in band.query_tables(torch.device("cpu"))]
-            noisy |= (period is not None) << b
-            tiles += -(-stop // step) - start // step if start < stop else 0
-        num_tiles = max(num_tiles, tiles)
+            noisy = noisy or period is not None
+        most_tiles = max(most_tiles, tiles)
         rows = list(row.rows)
         for member in rows:
-            integers[member] = described
+            integers[member] = [row.left, segment.first, tiles, *described]
         numbers[rows] = torch.cat(values)
     arrivals = torch.zeros(batch * kv_heads, dtype=torch.int32, device=device)
     return _PreparedOne(
         torch.tensor(integers).to(device),
         numbers.to(device),
         arrivals,
-        num_tiles,
+        most_tiles,
         num_bands,
         relative,
         noisy,
@@ -389,7 +391,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 @functools.lru_cache(maxsize=8)
 def _pool(kind: str, device: torch.device) -> Tensor:
-    """The noise's pool with its beginning repeated at the end, so that no tile wraps."""
+    """The noise's pool with its beginning repeated at the end, so that no block wraps."""
     values = noise_module.pool(kind, device)
     return torch.cat((values, values[:_POOL_MARGIN]))
 

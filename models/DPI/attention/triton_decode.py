@@ -11,27 +11,22 @@ import triton.language as tl
 
 from models.DPI.attention.triton_prefill import _LN2, _LOWEST, mix
 
-# Columns of `integers`, for each row and band.
-START, STOP, STEP, COS, SIN, PERIOD, COLUMNS = (tl.constexpr(i) for i in (0, 1, 2, 3, 4, 5, 6))
+# Columns of `integers`: a row's first key, its query's index and how many tiles it has; then of each band its keys, the
+# keys of a tile, its tables' addresses, its noise period, its first tile, and the tiles before it and up to its end.
+LEFT, INDEX, TILES, HEADER = (tl.constexpr(i) for i in range(4))
+START, STOP, STEP, COS, SIN, PERIOD, FIRST, BEFORE, UP_TO, COLUMNS = (tl.constexpr(i) for i in range(10))
 # Parts that the merge reads at a time.
-_MERGED = tl.constexpr(8)
+_MERGED = tl.constexpr(16)
 
 
 @triton.jit
-def _span(integers, step):
-    """First tile of a band and how many it has."""
-    start, stop = tl.load(integers + START), tl.load(integers + STOP)
-    first = start // step
-    return first.to(tl.int32), tl.where(stop > start, (stop + step - 1) // step - first, 0).to(tl.int32)
-
-
-@triton.jit
-def _noise(pool, place, key, slope, level, period, POOL: tl.constexpr):
-    """Noise of a tile (heads, keys); period as `Band.noise_period`, -1 for none."""
-    slot = (key & -32) + 8 * (key % 8 // 2) + 2 * (key % 32 // 8) + key % 2  # as `noise.slots`
-    deviate = tl.load(pool + ((place[:, None] + slot[None, :]) & (POOL - 1))).to(tl.float32)
+def _noise(pool, rows, index, key, slope, level, period, POOL: tl.constexpr):
+    """Noise of a tile (heads, keys), as `noise.draw`; period as `Band.noise_period`, -1 for none."""
+    place = (mix(rows[:, None] + (key // 32).to(tl.uint32)[None, :]) & (POOL - 8)).to(tl.int32)
+    slot = 32 * (index & 7) + 8 * (key % 8 // 2) + 2 * (key % 32 // 8) + key % 2
+    deviate = tl.load(pool + place + slot[None, :]).to(tl.float32)
     open_key = (period == 0) | ((period > 0) & (key % tl.maximum(period, 1) != 0))
-    return tl.where(open_key[None, :], deviate * (level - slope * key.to(tl.float32))[None, :], 0.0)
+    return tl.where(open_key[None, :], deviate * (level + slope * (index - key).to(tl.float32))[None, :], 0.0)
 
 
 @triton.jit
@@ -43,14 +38,13 @@ def decode_kernel(
     HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_D: tl.constexpr, BN: tl.constexpr, RELATIVE: tl.constexpr,
     POOL: tl.constexpr, BLOCK_MEMBERS: tl.constexpr, BLOCK_SPLITS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """See `triton.attend_one`. integers: (B, 2 + BANDS * COLUMNS) int64, a row's first key, its query's index, and
-    its bands; numbers: (B, 1 + 2 BANDS HALF) fp32, the noise's deviation and the query's tables.
+    """See `triton.attend_one`. integers: (B, HEADER + BANDS * COLUMNS) int64; numbers: (B, 1 + 2 BANDS HALF) fp32, the noise's deviation and the query's tables.
     """
     split, plane = tl.program_id(0), tl.program_id(1)
     batch, kv_head = (plane // num_kv_heads).to(tl.int64), plane % num_kv_heads
-    integers += batch * (2 + BANDS * COLUMNS)
+    integers += batch * (HEADER + BANDS * COLUMNS)
     numbers += batch * (1 + 2 * BANDS * HALF)
-    left, index = tl.load(integers), tl.load(integers + 1)
+    left, index, tiles = tl.load(integers + LEFT), tl.load(integers + INDEX), tl.load(integers + TILES).to(tl.int32)
     member = tl.arange(0, BLOCK_GROUP)
     head = kv_head * GROUP + tl.minimum(member, GROUP - 1)
     column = tl.arange(0, BLOCK_HALF)
@@ -68,29 +62,23 @@ def decode_kernel(
     total = tl.zeros([BLOCK_GROUP], tl.float32)
     if NOISY:
         hashed = tl.load(hash_keys + head).to(tl.uint32, bitcast=True)
-        place = (mix(hashed ^ mix(index.to(tl.uint32))) & (POOL - 8)).to(tl.int32)
+        rows = mix(hashed ^ mix((index // 8).to(tl.uint32)))
         deviation = tl.load(numbers)
         slope = deviation * slope_factor
-        level = deviation * level_factor + slope * index.to(tl.float32)
+        level = deviation * level_factor
 
-    tiles = 0
-    for band in tl.static_range(BANDS):
-        of_band = integers + 2 + band * COLUMNS
-        tiles += _span(of_band, tl.load(of_band + STEP))[1]
     share = (tiles + splits - 1) // splits
     begin = split * share  # this program's tiles, counted through all bands
     finish = tl.minimum(begin + share, tiles)
-
-    passed = 0
-    for band in tl.static_range(BANDS):
-        of_band = integers + 2 + band * COLUMNS
-        step = tl.load(of_band + STEP).to(tl.int32)
-        start, stop = tl.load(of_band + START).to(tl.int32), tl.load(of_band + STOP).to(tl.int32)
-        first_tile, count = _span(of_band, step)
-        low = first_tile + tl.minimum(tl.maximum(begin - passed, 0), count)
-        high = first_tile + tl.minimum(tl.maximum(finish - passed, 0), count)
-        passed += count
+    for band in range(BANDS):
+        of_band = integers + HEADER + band * COLUMNS
+        before, up_to = tl.load(of_band + BEFORE).to(tl.int32), tl.load(of_band + UP_TO).to(tl.int32)
+        first_tile = tl.load(of_band + FIRST).to(tl.int32)
+        low = first_tile + tl.maximum(begin - before, 0)
+        high = first_tile + tl.minimum(finish, up_to) - before
         if low < high:
+            start, stop = tl.load(of_band + START).to(tl.int32), tl.load(of_band + STOP).to(tl.int32)
+            step, period = tl.load(of_band + STEP).to(tl.int32), tl.load(of_band + PERIOD).to(tl.int32)
             cos = tl.multiple_of(tl.load(of_band + COS).to(tl.pointer_type(tl.float32)), 16)
             sin = tl.multiple_of(tl.load(of_band + SIN).to(tl.pointer_type(tl.float32)), 16)
             table = numbers + 1 + 2 * band * HALF + column
@@ -126,9 +114,8 @@ def decode_kernel(
                 k_low, k_high = (x * c_key - y * s_key).to(value.dtype), (y * c_key + x * s_key).to(value.dtype)
                 logits = tl.dot(a.to(value.dtype), k_low.T)
                 logits = tl.dot(b.to(value.dtype), k_high.T, logits)
-                if (NOISY >> band) & 1:
-                    period = tl.load(of_band + PERIOD).to(tl.int32)
-                    logits += _noise(pool, place, key, slope, level, period, POOL)
+                if NOISY:
+                    logits += _noise(pool, rows, index.to(tl.int32), key, slope, level, period, POOL)
                 logits = tl.where(seen[None, :], logits, float("-inf"))
                 new_top = tl.maximum(top, tl.max(logits, 1))
                 p = tl.exp2(logits - new_top[:, None])
@@ -169,7 +156,7 @@ def _merge(
     part_totals = tl.load(tops + 2 * row + 1, mask=there, other=0.0, cache_modifier=".cg")
     top = tl.max(part_tops, 0)
     total = tl.sum(part_totals * tl.exp2(part_tops - top[None, :]), 0)
-    acc = tl.zeros([BLOCK_MEMBERS, BLOCK_D], tl.float32)
+    acc = tl.zeros([_MERGED, BLOCK_MEMBERS, BLOCK_D], tl.float32)
     for begin in range(0, splits, _MERGED):
         chosen = begin + tl.arange(0, _MERGED)
         at = (plane * splits + chosen)[:, None] * BLOCK_GROUP + member[None, :]
@@ -179,8 +166,8 @@ def _merge(
             parts + at.to(tl.int64)[:, :, None] * BLOCK_D + d[None, None, :],
             mask=(chosen < splits)[:, None, None] & real[None, :, :], other=0.0, cache_modifier=".cg",
         )  # fmt: skip
-        acc += tl.sum(weight[:, :, None] * part, 0)
-    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+        acc += weight[:, :, None] * part
+    acc = tl.sum(acc, 0) / tl.where(total > 0, total, 1.0)[:, None]
     tl.store(out + member.to(tl.int64)[:, None] * out_head + d[None, :], acc.to(out.dtype.element_ty), mask=real)
     if lse is not None:
         tl.store(lse + member, (top + tl.log2(total)) * _LN2, mask=member < GROUP)

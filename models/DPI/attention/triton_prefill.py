@@ -23,29 +23,39 @@ def mix(x):
 
 
 @triton.jit
-def _noise_places(hash_keys, head, first, end, past, BM: tl.constexpr, WARPS: tl.constexpr, POOL: tl.constexpr):
-    """`noise.places` of a tile's queries, (8, WARPS, 2, BM / (16 WARPS)): the order in which `_noise_tile` reads."""
+def _noise_rows(hash_keys, head, first, end, past, BM: tl.constexpr, WARPS: tl.constexpr):
+    """Of a tile's queries, in the order in which `_deviates` reads, (8, WARPS, 2, BM / (16 WARPS)): their hashes, and
+    their places in a block of the pool.
+    """
     rows = tl.arange(0, 8)[:, None, None, None] + tl.arange(0, WARPS)[None, :, None, None] * 16
     rows += tl.arange(0, 2)[None, None, :, None] * 8
     rows += tl.arange(0, BM // (16 * WARPS))[None, None, None, :] * (16 * WARPS)
     index = tl.minimum(first + rows, end - 1) + past
     hashed = tl.load(hash_keys + head).to(tl.uint32, bitcast=True)
-    return (mix(hashed ^ mix(index.to(tl.uint32))) & (POOL - 8)).to(tl.int32)
+    return mix(hashed ^ mix((index // 8).to(tl.uint32))), (index & 7) * 32
 
 
 @triton.jit
-def _deviates(pool, places, first_key, BM: tl.constexpr, BN: tl.constexpr, WARPS: tl.constexpr, POOL: tl.constexpr):
-    """Deviates (BM, BN), fp16, of keys first_key ..., a multiple of 32.
+def _deviates(
+    pool, rows, within, first_key, BM: tl.constexpr, BN: tl.constexpr, WARPS: tl.constexpr, POOL: tl.constexpr
+):
+    """Deviates of keys first_key ..., a multiple of 32, as `_in_place` takes them.
 
     Read in a shape whose dimensions are the lanes of a warp, the warps and the registers of a matrix product, so that
-    every thread reads its own deviates, 16 bytes at a time, and none moves between threads.
+    every thread reads its own deviates, a warp reads 512 bytes in a row, and none moves between threads.
     """
-    at = (places + first_key) & (POOL - 1)  # (8, WARPS, 2, repeats)
-    at = tl.arange(0, 4)[:, None, None, None, None, None, None] * 8 + at[None, :, :, :, :, None, None]
-    at += tl.arange(0, BN // 32)[None, None, None, None, None, :, None] * 32
+    block = (first_key // 32).to(tl.uint32) + tl.arange(0, BN // 32).to(tl.uint32)
+    at = (mix(rows[:, :, :, :, None] + block[None, None, None, None, :]) & (POOL - 8)).to(tl.int32)
+    at += within[:, :, :, :, None]  # (8, WARPS, 2, repeats, blocks)
+    at = tl.arange(0, 4)[:, None, None, None, None, None, None] * 8 + at[None, :, :, :, :, :, None]
     at += tl.arange(0, 8)[None, None, None, None, None, None, :]
-    at = tl.max_contiguous(tl.multiple_of(at, [1, 1, 1, 1, 1, 1, 8]), [1, 1, 1, 1, 1, 1, 8])
-    deviate = tl.load(pool + at).reshape(4, 8, WARPS, 2, BM // (16 * WARPS), BN // 32, 4, 2)
+    return tl.load(pool + tl.max_contiguous(tl.multiple_of(at, [1, 1, 1, 1, 1, 1, 8]), [1, 1, 1, 1, 1, 1, 8]))
+
+
+@triton.jit
+def _in_place(deviate, BM: tl.constexpr, BN: tl.constexpr, WARPS: tl.constexpr):
+    """(BM, BN) fp16 deviates where a matrix product has its logits."""
+    deviate = deviate.reshape(4, 8, WARPS, 2, BM // (16 * WARPS), BN // 32, 4, 2)
     return deviate.permute(4, 2, 3, 1, 5, 6, 0, 7).reshape(BM, BN)
 
 
@@ -78,9 +88,9 @@ def _add_noise(x, deviate, index, first_key, slope, level, period, pattern, BN: 
 def _band(
     acc, top, total, q_tile, keys, values, key_plane, batch, kv_head,
     low, low_whole, high_whole, high, start, stop,
-    pool, places, index, slope, level, period, pattern,
+    pool, rows, within, index, slope, level, period, pattern,
     BM: tl.constexpr, BN: tl.constexpr, BLOCK_D: tl.constexpr, POOL: tl.constexpr, WARPS: tl.constexpr,
-    NOISY: tl.constexpr, MASKED: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
+    NOISY: tl.constexpr, MASKED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Add key tiles to the running softmax: the whole ones, or those on a boundary.
 
@@ -92,29 +102,21 @@ def _band(
     else:
         skipped = 0
         first, last = low_whole, high_whole
-    if NOISY and AHEAD:
-        tile = first
-        if MASKED:
-            tile = tl.where(first >= low_whole, first + skipped, first)
-        ahead = _deviates(pool, places, tile * BN, BM, BN, WARPS, POOL)
     for number in tl.range(first, last, num_stages=STAGES):
         tile = number
         if MASKED:
             tile = tl.where(number >= low_whole, number + skipped, number)
         first_key = tile * BN
         if NOISY:
-            if AHEAD:
-                deviate = ahead
-                next_tile = number + 1
-                if MASKED:
-                    next_tile = tl.where(number + 1 >= low_whole, number + 1 + skipped, number + 1)
-                ahead = _deviates(pool, places, next_tile * BN, BM, BN, WARPS, POOL)
-            else:
-                deviate = _deviates(pool, places, first_key, BM, BN, WARPS, POOL)
+            # In a branch, always taken, the compiler leaves the load as it is; elsewhere it would copy the pool past the
+            # L1 cache into shared memory.
+            deviate = tl.zeros([4, 8, WARPS, 2, BM // (16 * WARPS), BN // 32, 8], tl.float16)
+            if period > 0:
+                deviate = _deviates(pool, rows, within, first_key, BM, BN, WARPS, POOL)
         k = keys.load([key_plane, first_key, 0]).reshape(BN, BLOCK_D)
         x = tl.dot(q_tile, k.T)
         if NOISY:
-            x = _add_noise(x, deviate, index, first_key, slope, level, period, pattern, BN)
+            x = _add_noise(x, _in_place(deviate, BM, BN, WARPS), index, first_key, slope, level, period, pattern, BN)
         if MASKED:
             key = first_key + tl.arange(0, BN)
             x = tl.where((key[None, :] >= start[:, None]) & (key[None, :] < stop[:, None]), x, float("-inf"))
@@ -136,7 +138,6 @@ def prefill_kernel(
     num_tiles, num_queries, num_heads, num_kv_heads, batch_size, past, slope_factor, level_factor,
     GROUP: tl.constexpr, BANDS: tl.constexpr, NOISY: tl.constexpr, HALF: tl.constexpr, BLOCK_D: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, POOL: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """See `triton.attend`. queries: turned, (BANDS * B * H, T, D), with 1/ln 2 and the scaling; keys: turned,
     (slots * B * Hkv, N, D); bounds: (2, BANDS, T) int32; tiles: (num_tiles, 2 + 2 BANDS) int32: first query, end, and
@@ -159,9 +160,9 @@ def prefill_kernel(
     top = tl.full([BM], _LOWEST, tl.float32)
     total = tl.zeros([BM], tl.float32)
     index = row + past
-    places, slope, level = row, row.to(tl.float32), row.to(tl.float32)
+    rows, within, slope, level = row, row, row.to(tl.float32), row.to(tl.float32)
     if NOISY:
-        places = _noise_places(hash_keys, head, first, end, past, BM, WARPS, POOL)
+        rows, within = _noise_rows(hash_keys, head, first, end, past, BM, WARPS)
         deviation = tl.load(std + row)
         slope = deviation * slope_factor
         level = deviation * level_factor
@@ -186,8 +187,8 @@ def prefill_kernel(
                 acc, top, total = _band(
                     acc, top, total, q_tile, keys, values, key_plane, batch, kv_head,
                     first_tile, first_whole, end_whole, end_tile, start, stop,
-                    pool, places, index, slope, level, period, pattern,
-                    BM, BN, BLOCK_D, POOL, WARPS, (NOISY >> band) & 1, masked, STAGES, AHEAD,
+                    pool, rows, within, index, slope, level, period, pattern,
+                    BM, BN, BLOCK_D, POOL, WARPS, (NOISY >> band) & 1, masked, STAGES,
                 )  # fmt: skip
 
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]  # a query that sees no key gives 0
