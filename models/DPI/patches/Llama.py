@@ -5,9 +5,11 @@ holds un-rotated keys; an attention function, registered under a name of the mod
 mask function of the same name sees padding and lengths once a forward pass, so it plans the pass for all layers.
 """
 
+import contextlib
 import functools
 import itertools
 import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -28,6 +30,9 @@ logger = logging.getLogger(__name__)
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 # Rotary schemes whose frequencies do not change with the input.
 STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+# Called with a layer's number, queries (B, H, T, D) and keys (B, Hkv, N, D), both un-rotated, the plan, the scaling.
+Observer = Callable[[int, Tensor, Tensor, Plan, float], None]
 
 _ATTRIBUTE = "_gali"
 _PREFIX = "gali_"  # names with "flash" in them or a slash mean something to transformers
@@ -114,6 +119,22 @@ def installed_method(model: PreTrainedModel) -> Method | None:
     return None if installation is None else installation.method
 
 
+@contextlib.contextmanager
+def observe(model: PreTrainedModel, observer: Observer) -> Iterator[None]:
+    """Inside the block `observer` sees what each layer attends with, before the layer does.
+
+    Raises ValueError if the model has no method.
+    """
+    installation = getattr(model, _ATTRIBUTE, None)
+    if installation is None:
+        raise ValueError("the model has no method to observe; install one first (repro_original changes nothing)")
+    installation.observer = observer
+    try:
+        yield
+    finally:
+        installation.observer = None
+
+
 def _rope_parameters(config: PreTrainedConfig) -> dict[str, Any]:
     parameters = dict(getattr(config, "rope_parameters", None) or {})
     parameters.setdefault("rope_type", "default")
@@ -180,6 +201,7 @@ class _Installation:
         self.planned = False  # whether the mask function was called for the pass that begins
         self.padding = Padding(None, 0, 0)
         self.key_rotation: tuple[Tensor, Tensor] | None = None
+        self.observer: Observer | None = None
 
     def enter(self) -> None:
         AttentionInterface.register(self.name, self.attend)
@@ -252,12 +274,14 @@ class _Installation:
                 "output_attentions=True: this model does not form the attention weights; load it with "
                 "models.DPI.dpi_withoutflash"
             )
+        n = self.padding.past + query.shape[2]  # a static cache is longer
+        if self.observer is not None:
+            self.observer(module.layer_idx, query, key[:, :, :n], self.plan, scaling)
         if self.runs_stock:
             query, key = self._rotate_as_stock(query, key)
             return self.stock_attention(
                 module, query, key, value, attention_mask, dropout=0.0, scaling=scaling, **kwargs
             )
-        n = self.padding.past + query.shape[2]  # a static cache is longer
         out, weights = api.attend(
             query,
             key[:, :, :n],
