@@ -1,0 +1,123 @@
+"""Averages over heads and layers: equal to those of `output_attentions=True`, in the memory of one map."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from analysis.attention_maps import mean_attention, row_entropy, thumbnail
+from models.DPI import dpi, dpi_withoutflash
+from models.DPI.patches.Llama import uninstall
+
+ROOT = Path(__file__).resolve().parents[2]
+WINDOW, LENGTH = 32, 77
+
+METHODS: list[tuple[str, dict[str, Any]]] = [
+    ("repro_original", {}),
+    ("dpi", {"chunk_coe": 1, "local_window": 8}),
+    ("dpi", {"chunk_coe": 30, "local_window": 4, "noise_type": "gaussian"}),
+    ("repro_se", {"group_size": 5, "window_size": 16}),
+    ("repro_chunkllama", {"local_window": 4}),
+    ("repro_yarn", {"factor": 3.0}),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(make_model: Callable[..., PreTrainedModel], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with a tokenizer, as a folder."""
+    path = tmp_path_factory.mktemp("model")
+    words = {f"<{number}>": number for number in range(101)}
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="<0>"))).save_pretrained(path)
+    make_model(window=WINDOW).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize(("method", "params"), METHODS)
+def test_equals_the_materialised_model(folder: Path, method: str, params: dict[str, Any]) -> None:
+    ids = torch.randint(3, 101, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    whole, _ = dpi_withoutflash.get_model_and_tokenizer(str(folder), None, method, params, WINDOW, device="cpu")
+    with torch.inference_mode():
+        attentions = whole(ids, output_attentions=True).attentions  # L of (B, H, T, N)
+    expected = torch.stack(attentions).mean((0, 2))
+    lean, _ = dpi.get_model_and_tokenizer(str(folder), None, method, params, WINDOW, device="cpu")
+    found = mean_attention(lean, ids, block=19)
+    assert found.shape == (2, LENGTH, LENGTH)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
+
+
+def test_within_the_window(folder: Path) -> None:
+    """Where the stock attention runs, the plan still says what it computes."""
+    ids = torch.arange(3, 3 + WINDOW)[None]
+    params = {"chunk_coe": 1, "local_window": 8}
+    model, _ = dpi_withoutflash.get_model_and_tokenizer(str(folder), None, "dpi", params, WINDOW, device="cpu")
+    with torch.inference_mode():
+        expected = torch.stack(model(ids, output_attentions=True).attentions).mean((0, 2))
+    torch.testing.assert_close(mean_attention(model, ids), expected, atol=2e-6, rtol=0)
+
+
+def test_a_model_without_a_method_is_refused(make_model: Callable[..., PreTrainedModel]) -> None:
+    with pytest.raises(ValueError, match="install one first"):
+        mean_attention(uninstall(make_model()), torch.tensor([[3, 4]]))
+
+
+def test_entropy_of_known_rows() -> None:
+    rows = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0.0, 0.0]])
+    expected = torch.tensor([0.0, 4.0, 2.0]).clamp(min=1).log()
+    torch.testing.assert_close(row_entropy(rows), expected)
+
+
+def test_a_thumbnail_holds_means() -> None:
+    whole = torch.arange(25.0).reshape(5, 5)
+    small = thumbnail(whole, 3)
+    assert small.shape == (3, 3)
+    assert small[0, 0] == whole[:2, :2].mean()
+    assert small[2, 2] == whole[4, 4]
+
+
+SCRIPT = """
+import sys
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from analysis.attention_maps import mean_attention
+from models.DPI.methods import build_method
+from models.DPI.patches.Llama import install
+
+length, layers = int(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(1)
+
+def peak():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+
+config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=layers,
+                     num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024)
+model = LlamaForCausalLM(config).eval()
+install(model, build_method("dpi", dict(chunk_coe=1, local_window=256), 1024), 1024)
+mean_attention(model, torch.arange(1100)[None] % 64, block=64)
+before = peak()
+found = mean_attention(model, torch.arange(length)[None] % 64, block=64)
+assert abs(found.sum(-1) - 1).max() < 1e-3
+print(peak() - before)
+"""
+
+
+def _raised(length: int, layers: int) -> int:
+    """Bytes by which the maps of `length` tokens raise the peak over those of 1,100, in a process of its own."""
+    command = [sys.executable, "-c", SCRIPT, str(length), str(layers)]
+    return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from /proc")
+def test_memory_is_that_of_one_map() -> None:
+    """Twelve layers of four heads would be 48 maps; one map and a block of queries are held."""
+    length = 3_001
+    one_map = 4 * length**2
+    assert _raised(length, layers=12) < 2 * one_map
