@@ -15,8 +15,8 @@ from models.DPI.methods import METHODS, build_method
 from tests.models.DPI import oracle
 
 SLOW_TO_DRAW = [HealthCheck.differing_executors, HealthCheck.too_slow, HealthCheck.data_too_large]
-# Where both errors are rounding of a few results: one unit in the last place of numbers of size one.
-FLOOR = {torch.float64: 1e-13, torch.float32: 3e-7, torch.bfloat16: 4e-3}
+# Where both errors are rounding of a few results: some units in the last place of outputs of size up to four.
+FLOOR = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 1.6e-2}
 
 
 def tensors(seed: int, past: int, length: int, heads: int = 4, kv: int = 2, d: int = 16) -> tuple[Tensor, ...]:
