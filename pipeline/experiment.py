@@ -95,9 +95,7 @@ def run_record(
     limited = cfg.test or cfg.limit is not None
     counts = {name: {"records": len(found), "limited": limited} for name, found in records.items()}
     for name, old in (before or {}).get("datasets", {}).items():
-        new = counts.get(name)
-        if new is None or old["records"] > new["records"]:
-            counts[name] = old
+        counts[name] = max(old, counts.get(name, old), key=lambda entry: (entry["records"], not entry["limited"]))
     return {
         "config": cfg.model_dump(mode="json"),
         "window": window,

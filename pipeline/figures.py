@@ -69,11 +69,12 @@ def needle_heatmaps(experiments: Sequence[Experiment]) -> Figure | None:
     )  # fmt: skip
     colours = plt.get_cmap("cividis").with_extremes(bad=MISSING_COLOUR)
     lengths = sorted({cell["context_length"] for experiment in experiments for cell in experiment.result})
+    depths = sorted({cell["depth_percent"] for experiment in experiments for cell in experiment.result})
     for index, axis in enumerate(axes.flat):
         if index >= len(experiments):
             axis.set_visible(False)
             continue
-        image = _heatmap(axis, experiments[index], lengths, colours)
+        image = _heatmap(axis, experiments[index], lengths, depths, colours)
         if index % columns == 0:
             axis.set_ylabel("depth of the needle, %")
         if index + columns >= len(experiments):
@@ -84,15 +85,19 @@ def needle_heatmaps(experiments: Sequence[Experiment]) -> Figure | None:
 
 
 def _heatmap(
-    axis: Axes, experiment: Experiment, lengths: Sequence[int], colours: matplotlib.colors.Colormap
+    axis: Axes,
+    experiment: Experiment,
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    colours: matplotlib.colors.Colormap,
 ) -> matplotlib.image.AxesImage:
     """One panel; cells that the experiment does not have are grey."""
     cells = pd.DataFrame(experiment.result, columns=["context_length", "depth_percent", "score"])
-    frame = cells.pivot(index="depth_percent", columns="context_length", values="score").reindex(columns=list(lengths))
+    frame = cells.pivot(index="depth_percent", columns="context_length", values="score")
+    frame = frame.reindex(index=list(depths), columns=list(lengths))
     image = axis.imshow(frame, aspect="auto", origin="upper", vmin=0, vmax=1, cmap=colours, interpolation="nearest")
     step = math.ceil(len(lengths) / 8)
     axis.set_xticks(range(0, len(lengths), step), [f"{length / 1000:g}" for length in lengths[::step]])
-    depths = list(frame.index)
     step = math.ceil(len(depths) / 8)
     shown = range(len(depths) - 1, -1, -step)
     axis.set_yticks(list(shown), [f"{depths[i]:g}" for i in shown])

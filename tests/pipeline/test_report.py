@@ -141,11 +141,12 @@ def test_heatmaps_show_the_scores_on_one_scale_with_gaps_and_window(tmp_path):
     experiment(
         tmp_path, NEEDLE, "dpi-x", "dpi", {"result.json": cells(lambda length, depth: length / 10_000 + depth / 1000)}
     )
-    experiment(tmp_path, NEEDLE, "yarn-x", "repro_yarn", {"result.json": cells(lambda *_: 0.25)[:2]}, window=512)
+    experiment(tmp_path, NEEDLE, "yarn-x", "repro_yarn", {"result.json": cells(lambda *_: 0.25)[:1]}, window=512)
     first, second = figures.needle_heatmaps(read(tmp_path, NEEDLE)).axes[:2]
     values = first.images[0].get_array()
     assert values[0].tolist() == pytest.approx([0.15, 0.95]) and values[1].tolist() == pytest.approx([0.2, 1.0])
-    assert second.images[0].get_array().mask.tolist() == [[False, True], [False, True]]
+    assert second.images[0].get_array().mask.tolist() == [[False, True], [True, True]]
+    assert first.get_ylim() == second.get_ylim() == (1.5, -0.5), "all panels have all depths"
     assert first.images[0].get_clim() == second.images[0].get_clim() == (0, 1)
     # Lengths 1000 and 9000, window 4096: between the first cell and the second.
     assert {tuple(line.get_xdata()) for line in first.lines} == {(0.5, 0.5)}
