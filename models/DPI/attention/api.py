@@ -49,7 +49,7 @@ def attend(
     out = torch.zeros_like(q)
     weights = q.new_zeros(*q.shape[:3], k.shape[2]) if need_weights else None
     for number, row in enumerate(plan.rows):
-        rows = list(row.rows)
+        rows = _rows(row.rows)
         keys = slice(row.left, row.left + row.length)
         queries = slice(row.first_query, row.first_query + row.num_queries)
         part, part_weights = run(q[rows, :, queries], k[rows, :, keys], v[rows, :, keys], number)
@@ -57,6 +57,11 @@ def attend(
         if weights is not None and part_weights is not None:
             weights[rows, :, queries, keys] = part_weights
     return out, weights
+
+
+def _rows(rows: tuple[int, ...]) -> slice | list[int]:
+    """An index that copies nothing where the rows are neighbours."""
+    return slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] + 1 == len(rows) else list(rows)
 
 
 def choose(impl: str, q: Tensor, plan: Plan, need_weights: bool = False) -> str:

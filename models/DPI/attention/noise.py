@@ -1,10 +1,10 @@
 """Noise on logits, a pure function of (seed, layer, head, i, j): equal on every device, for every block size.
 
-A pool of 2**15 deviates is drawn once. Queries and keys form blocks of 8 x 32, and each block of a head reads 256
+A pool of 2**18 deviates is drawn once. Queries and keys form blocks of 8 x 32, and each block of a head reads 256
 deviates from a place that a 32-bit hash of (seed, layer, head, i // 8, j // 32) gives:
-value(i, j) = pool[(place + 32 (i mod 8) + slot(j mod 32)) mod 2**15]. A kernel reads the pool, which its L1 cache
-holds, instead of drawing a number per logit: a warp of it reads a block in one load, 16 bytes a thread, and the slots
-put the eight keys that one thread of a matrix unit holds side by side.
+value(i, j) = pool[(place + 32 (i mod 8) + slot(j mod 32)) mod 2**18]. A kernel reads the pool
+instead of drawing a number per logit: a warp of it reads a block in one load, 16 bytes a thread, and the slots put
+the eight keys that one thread of a matrix unit holds side by side.
 The pool holds the quantiles of the distribution in a hashed order, rounded to fp16: its mean and deviation are
 exact to 1e-4, and its values are the same wherever they are converted.
 """
@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-POOL_BITS = 15
+POOL_BITS = 18
 POOL_SIZE = 1 << POOL_BITS
 BLOCK_QUERIES, BLOCK_KEYS = 8, 32
 _ALIGN = 8
@@ -81,7 +81,7 @@ def slots(queries: Tensor, keys: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def pool(kind: str, device: torch.device) -> Tensor:
-    """(2**15,) fp16 deviates of unit scale."""
+    """(2**18,) fp16 deviates of unit scale."""
     order = mix(torch.arange(POOL_SIZE)).argsort().argsort()
     u = (order.double() + 0.5) / POOL_SIZE
     # The largest uniforms would round to 1, which the half-open interval leaves out.

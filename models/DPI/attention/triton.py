@@ -21,6 +21,7 @@ from models.DPI.attention.tables import KeyPositions
 HEAD_DIMS = (64, 80, 96, 128, 256)
 DTYPES = (torch.bfloat16, torch.float16)
 _LOG2E = math.log2(math.e)
+_SHARED_MEMORY = 227 << 10
 # Bytes of turned keys held at a time: segments share a launch while their tables fit.
 _KEY_BYTES = 1 << 29
 # Deviates that a block may read beyond the pool's end.
@@ -35,6 +36,8 @@ def obstacle(q: Tensor, plan: Plan) -> str | None:
         return "the package triton is not installed"
     if _capability(q.device) < (9, 0):
         return "it needs a GPU of compute capability 9.0 (Hopper) or later"
+    if _shared_memory(q.device) < _SHARED_MEMORY:
+        return f"its tiles need {_SHARED_MEMORY >> 10} KiB of shared memory, more than this GPU has"
     if q.dtype not in DTYPES:
         return f"its tensor cores take bfloat16 and float16, and the queries are {q.dtype}"
     if q.shape[-1] not in HEAD_DIMS:
@@ -113,32 +116,34 @@ def attend_one(
     from models.DPI.attention.triton_decode import decode_kernel
 
     batch, heads, _, head_dim = q.shape
-    kv_heads, half = k.shape[1], head_dim // 2
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    kv_heads, half, block_d = k.shape[1], head_dim // 2, _power_of_2(head_dim)
+    block_half = _power_of_2(half)
+    group, planes = heads // kv_heads, batch * kv_heads
+    block_group, block_members = max(16, _power_of_2(group)), _power_of_2(group)
+    q, k, v = (x if _is_readable(x) else x.contiguous() for x in (q, k, v))
     memo = plan.rows[0].segments[0].memo
     slot = ("decode", q.device)
     if slot not in memo:
         memo[slot] = _prepare_one(plan, batch, kv_heads, q.device)
     prepared: _PreparedOne = memo[slot]
-    group, block_d = heads // kv_heads, _power_of_2(head_dim)
-    block_group = max(16, _power_of_2(group))
-    splits = _splits(batch * kv_heads, prepared.num_tiles, q.device)
-    noise = plan.noise
+    splits, noise = prepared.work.shape[1], plan.noise
     noisy = prepared.noisy and noise is not None
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    parts = torch.empty(batch * kv_heads * splits * block_group * (block_d + 2), dtype=torch.float32, device=q.device)
+    parts = torch.empty(planes * splits * block_group * (block_d + 2), dtype=torch.float32, device=q.device)
     with _on(q.device):
-        decode_kernel[(splits, batch * kv_heads)](
-            q, k, v, out, lse, prepared.integers, prepared.numbers,
-            parts, parts[batch * kv_heads * splits * block_group * block_d :], prepared.arrivals,
+        decode_kernel[(splits, planes)](
+            q, _descriptor(k, [1, 1, _DECODE_KEYS, block_half]), _descriptor(v, [1, 1, _DECODE_KEYS, block_d]),
+            out, lse, prepared.work, prepared.numbers, parts, parts[planes * splits * block_group * block_d :],
+            prepared.arrivals,
             _pool(noise.kind, q.device) if noisy else None,
             _head_keys(noise.seed, layer, heads, q.device) if noisy else None,
-            q.stride(0), q.stride(1), k.stride(0), k.stride(1), k.stride(2), v.stride(0), v.stride(1), v.stride(2),
-            out.stride(0), out.stride(1),
+            q.stride(0), q.stride(1), out.stride(0), out.stride(1),
             splits, kv_heads, scaling * _LOG2E, *_noise_factors(noise),
             GROUP=group, BLOCK_GROUP=block_group, BANDS=prepared.num_bands, NOISY=noisy,
-            HALF=half, BLOCK_HALF=_power_of_2(half), BLOCK_D=block_d, BN=_DECODE_KEYS, RELATIVE=prepared.relative,
-            POOL=POOL_SIZE, BLOCK_MEMBERS=_power_of_2(group), BLOCK_SPLITS=_power_of_2(splits), STAGES=_DECODE_STAGES, num_warps=_DECODE_WARPS,
+            HALF=half, BLOCK_HALF=block_half, BLOCK_D=block_d, BN=_DECODE_KEYS, RELATIVE=prepared.relative,
+            POOL=POOL_SIZE, BLOCK_MEMBERS=block_members,
+            BLOCK_SPLITS=max(1, min(_power_of_2(splits), _MERGED // (block_members * block_d))),
+            STAGES=_DECODE_STAGES, num_warps=_DECODE_WARPS,
         )  # fmt: skip
     return out
 
@@ -155,11 +160,11 @@ class _Tiling:
 
 def _tiling(head_dim: int, num_queries: int, noisy: bool) -> _Tiling:
     """Measured on an H100, see benchmarks/RESULTS.md."""
+    if noisy:  # two small programs hide each other's reads of the pool
+        return _Tiling(64, 64 if head_dim <= 128 else 32, 4, 2)
     if head_dim > 128:
-        return _Tiling(64 if num_queries <= 64 else 128, 32 if noisy else 64, 4 if num_queries <= 64 else 8, 2)
-    if num_queries <= 64:
-        return _Tiling(64, 64, 4, 3)
-    return _Tiling(128, 64 if noisy else 128, 8, 3 if noisy or head_dim <= 64 else 2)
+        return _Tiling(64, 64, 4, 2) if num_queries <= 64 else _Tiling(128, 64, 8, 2)
+    return _Tiling(64, 64, 4, 3) if num_queries <= 64 else _Tiling(128, 128, 8, 3)
 
 
 @dataclass(frozen=True)
@@ -301,13 +306,12 @@ _DECODE_STAGES = 3
 @dataclass(frozen=True)
 class _PreparedOne:
     """What the decoding kernel reads, the same for all layers. arrivals: zeros, and zeros again after each launch.
-    num_tiles: of the longest row. key_tables keeps the addresses alive.
+    key_tables keeps the addresses in `work` alive.
     """
 
-    integers: Tensor
+    work: Tensor
     numbers: Tensor
     arrivals: Tensor
-    num_tiles: int
     num_bands: int
     relative: bool
     noisy: bool
@@ -319,44 +323,47 @@ def _prepare_one(plan: Plan, batch: int, kv_heads: int, device: torch.device) ->
     num_bands = max(len(segment.bands) for segment in segments)
     relative = all(_steps(band.keys) for segment in segments for band in segment.bands)
     half = segments[0].bands[0].frequencies.rotary_dim // 2
-    integers: list[list[int]] = [[0] * (3 + 9 * num_bands)] * batch
+    most = _DECODE_PROGRAMS * _multiprocessors(device) // (batch * kv_heads)
     numbers = torch.zeros(batch, 1 + 2 * num_bands * half)
+    lines: list[list[list[int]]] = [[] for _ in range(batch)]
     key_tables = []
     noisy = False
-    most_tiles = 0
     for row, segment in zip(plan.rows, segments, strict=True):
-        missing = num_bands - len(segment.bands)
-        described = [0] * (9 * missing)
-        values = [torch.zeros(1) if segment.noise_std is None else segment.noise_std, torch.zeros(2 * half * missing)]
-        tiles = 0
-        for _, band in _numbered(segment, num_bands):
+        bands, tiles = [], []
+        values = [torch.zeros(1) if segment.noise_std is None else segment.noise_std]
+        for number, band in enumerate(segment.bands):
             start, stop = int(band.start[0]), int(band.stop[0])
             step = _steps(band.keys) if relative else _DECODE_KEYS
             cos, sin = band.key_tables(max(stop, _DECODE_KEYS), device)
             key_tables.append((cos, sin))
             period = _period(segment, band)
-            first, before = start // step, tiles
-            tiles += -(-stop // step) - first if start < stop else 0
-            described += [start, stop, step, cos.data_ptr(), sin.data_ptr(), -1 if period is None else period]
-            described += [first, before, tiles]
-            values += [table[0] for table in band.query_tables(torch.device("cpu"))]
             noisy = noisy or period is not None
-        most_tiles = max(most_tiles, tiles)
-        rows = list(row.rows)
-        for member in rows:
-            integers[member] = [row.left, segment.first, tiles, *described]
-        numbers[rows] = torch.cat(values)
+            addresses = [cos.data_ptr(), sin.data_ptr()]
+            bands.append([start, stop, step, *addresses, -1 if period is None else period, number])
+            tiles.append((start // step, -(-stop // step)) if start < stop else (0, 0))
+            values += [table[0] for table in band.query_tables(torch.device("cpu"))]
+        work = [[row.left, segment.first, low, high, *bands[b]] for b, low, high in _shares(tiles, most)]
+        values = torch.cat(values)
+        for member in row.rows:
+            lines[member] = work
+            numbers[member, : len(values)] = values
+    splits = max(map(len, lines))
+    idle = [0, 0, 0, 0, 0, 0, 1, key_tables[0][0].data_ptr(), key_tables[0][1].data_ptr(), -1, 0]
+    work = torch.tensor([line + [idle] * (splits - len(line)) for line in lines])
     arrivals = torch.zeros(batch * kv_heads, dtype=torch.int32, device=device)
-    return _PreparedOne(
-        torch.tensor(integers).to(device),
-        numbers.to(device),
-        arrivals,
-        most_tiles,
-        num_bands,
-        relative,
-        noisy,
-        key_tables,
-    )
+    return _PreparedOne(work.to(device), numbers.to(device), arrivals, num_bands, relative, noisy, key_tables)
+
+
+def _shares(tiles: list[tuple[int, int]], most: int) -> list[tuple[int, int, int]]:
+    """Bands' tiles low ... high - 1 cut into at most `most` equal pieces where there are so many, at least one a band.
+
+    A piece has two tiles or more, for the sake of the merge. Returns (band, low, high) of each.
+    """
+    counts = [high - low for low, high in tiles]
+    share = max(2, -(-sum(counts) // max(most, 1)))
+    while share < max(counts) and sum(-(-count // share) for count in counts) > most:
+        share += 1
+    return [(b, at, min(at + share, high)) for b, (low, high) in enumerate(tiles) for at in range(low, high, share)]
 
 
 def _steps(keys: KeyPositions) -> int:
@@ -365,13 +372,10 @@ def _steps(keys: KeyPositions) -> int:
     return 0 if keys.period or keys.stretch > _DECODE_KEYS else _DECODE_KEYS // keys.stretch * keys.stretch
 
 
-def _splits(planes: int, num_tiles: int, device: torch.device) -> int:
-    """Programs that share a key head's keys: as many as run at a time, each with at least two tiles."""
-    return max(1, min(_DECODE_PROGRAMS * _multiprocessors(device) // planes, num_tiles // 2))
-
-
 # Decoding programs for each multiprocessor.
 _DECODE_PROGRAMS = 2
+# Numbers of the parts that the merge holds in registers at a time.
+_MERGED = 1 << 14
 
 
 @functools.lru_cache
@@ -382,6 +386,11 @@ def _is_installed() -> bool:
 @functools.lru_cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
+
+
+@functools.lru_cache
+def _shared_memory(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 @functools.lru_cache

@@ -108,8 +108,8 @@ def _band(
             tile = tl.where(number >= low_whole, number + skipped, number)
         first_key = tile * BN
         if NOISY:
-            # In a branch, always taken, the compiler leaves the load as it is; elsewhere it would copy the pool past the
-            # L1 cache into shared memory.
+            # In a branch, always taken, the compiler leaves the load as it is; elsewhere it would copy the pool into
+            # shared memory, past the L1 cache.
             deviate = tl.zeros([4, 8, WARPS, 2, BM // (16 * WARPS), BN // 32, 8], tl.float16)
             if period > 0:
                 deviate = _deviates(pool, rows, within, first_key, BM, BN, WARPS, POOL)
