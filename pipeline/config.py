@@ -50,12 +50,15 @@ class ExperimentConfig(BaseModel):
     max_new_tokens: Positive | None = Field(None, description="None: the benchmark's own")
 
     stride: Positive = Field(2000, description="pg19: hidden states per logits slice; bounds memory, changes no result")
+    step: Positive = Field(1024, description="pg19: perplexity at every so many tokens")
     times: Positive = Field(20, description="needle, passkey_retrieval: trials")
     min_k: Thousands = Field(1, description="needle: shortest prompt, thousands of tokens")
     max_k: Thousands | None = Field(None, description="needle: longest prompt; None: what fits max_pe")
     gap: Thousands = Field(4, description="needle: step between lengths")
     haystack: Literal["passkey", "essays"] = Field("passkey", description="needle: garbage text, or essays in data_dir")
     needle: Literal["auto", "passkey", "sandwich"] = Field("auto", description="auto: the haystack's published one")
+    lengths: tuple[Thousands, ...] = Field((), description="needle: these lengths instead, thousands of tokens")
+    depths: Positive = Field(16, description="needle: places of the needle, evenly spread, the last at the end")
     n_garbage: Positive | None = Field(None, description="passkey_retrieval: characters of garbage")
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="None: bf16 on GPU, fp32 on CPU")
@@ -87,11 +90,12 @@ class ExperimentConfig(BaseModel):
     def _home(cls, value: Path | None) -> Path | None:
         return value.expanduser() if value is not None else None
 
-    @field_validator("min_k", "max_k", "gap", mode="before")
+    @field_validator("min_k", "max_k", "gap", "lengths", mode="before")
     @classmethod
     def _number(cls, value: Any) -> Any:
-        if isinstance(value, bool | str):
-            raise ValueError(f"must be a number, not {value!r}")
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, bool | str):
+                raise ValueError(f"must be a number, not {item!r}")
         return value
 
     @model_validator(mode="after")

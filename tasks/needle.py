@@ -1,8 +1,9 @@
 """Needle in a haystack: 16 depths × lengths × trials, and passkey retrieval at random depths.
 
-`needle` hides a line at each of 16 depths (1/16 … 16/16 of the haystack) of prompts of exactly `min_k`, `min_k + gap`,
-… up to `max_k` thousand tokens, `times` times each with another key. `passkey_retrieval` hides a pass key at a random
-place in `n_garbage` characters, `times` times. The score is 1 where the answer occurs in the prediction, else 0.
+`needle` hides a line at each of 16 depths (1/16 … 16/16 of the haystack; `depths` says how many) of prompts of exactly
+`min_k`, `min_k + gap`, … up to `max_k` thousand tokens, or of `lengths`, `times` times each with another key.
+`passkey_retrieval` hides a pass key at a random place in `n_garbage` characters, `times` times. The score is 1 where
+the answer occurs in the prediction, else 0.
 
 Source: ChunkLlama's needle test, which the paper runs (section 4); prompts in `tasks/needle_prompts.py`.
 """
@@ -42,7 +43,7 @@ class NeedleTask(Task):
 
     def records(self, cfg: ExperimentConfig, dataset: str) -> Iterable[Record]:
         for length in prompt_lengths(cfg):
-            for depth in prompts.DEPTHS:
+            for depth in prompts.depths(cfg.depths):
                 for trial in range(cfg.times):
                     identity = f"{length}-{100 * depth:g}-{trial}"
                     needle = _needle(cfg, f"{cfg.seed}/{identity}")
@@ -131,13 +132,17 @@ def prompt_lengths(cfg: ExperimentConfig) -> list[int]:
     Without `max_k` the longest is what fits `max_pe` together with its answer.
     """
     room = cfg.max_pe - (cfg.max_new_tokens or MAX_NEW_TOKENS)
-    longest = room / 1000 if cfg.max_k is None else cfg.max_k
-    steps = math.floor((longest - cfg.min_k) / cfg.gap + 1e-9)  # 1.2 - 0.2 is not 10 times 0.1
-    lengths = [round(1000 * (cfg.min_k + step * cfg.gap)) for step in range(steps + 1)]
+    if cfg.lengths:
+        lengths = sorted({round(1000 * length) for length in cfg.lengths})
+    else:
+        longest = room / 1000 if cfg.max_k is None else cfg.max_k
+        steps = math.floor((longest - cfg.min_k) / cfg.gap + 1e-9)  # 1.2 - 0.2 is not 10 times 0.1
+        lengths = [round(1000 * (cfg.min_k + step * cfg.gap)) for step in range(steps + 1)]
     if not lengths or lengths[-1] > cfg.max_pe:
         most = lengths[-1] if lengths else round(1000 * cfg.min_k)
         raise UserError(
-            f"a needle prompt of {most} tokens is beyond max_pe = {cfg.max_pe}; lower max_k (or min_k), or raise max_pe"
+            f"a needle prompt of {most} tokens is beyond max_pe = {cfg.max_pe}; lower max_k (or min_k, lengths), or"
+            " raise max_pe"
         )
     if lengths[-1] > room:
         logger.warning("prompts of %d tokens and their answers go beyond max_pe = %d", lengths[-1], cfg.max_pe)

@@ -38,8 +38,11 @@ SANDWICH_INTRODUCTION = (
 )
 SANDWICH_INSTRUCTION = "Don't give information outside the document or repeat your findings"
 
-DEPTHS = tuple(i / 16 for i in range(1, 17))
-"""The 16 depths of ChunkLlama's and the paper's test, as fractions of the haystack that come before the needle."""
+
+def depths(count: int = 16) -> tuple[float, ...]:
+    """Depths of the needle, fractions of the haystack that come before it: 16 in ChunkLlama's and the paper's test."""
+    return tuple(i / count for i in range(1, count + 1))
+
 
 Tokenise = Callable[[str], list[int]]
 

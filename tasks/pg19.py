@@ -5,9 +5,9 @@ text gives the negative log-likelihood ℓ_t of every token t = 1 … n − 1 gi
 no context and is not scored, every other exactly once. `stride` only says for how many tokens logits exist at a time:
 it bounds memory and changes no number, for any method.
 
-The perplexity at length L (1024, 2048, …, up to `max_pe`) is that of the first L tokens: exp of the mean of
-ℓ_1 … ℓ_{L−1}, over the texts that have at least L tokens. `result.json` holds the token-weighted mean: one mean over
-all scored tokens of all texts. `result_detail.json` also holds the paper's number, the mean over texts of each text's
+The perplexity at length L (1024, 2048, …, multiples of `step`, up to `max_pe`) is that of the first L tokens: exp of
+the mean of ℓ_1 … ℓ_{L−1}, over the texts that have at least L tokens. `result.json` holds the token-weighted mean: one
+mean over all scored tokens of all texts. `result_detail.json` also holds the paper's number, the mean over texts of each text's
 perplexity, with its standard error.
 
 Methods whose scale depends on the number of tokens (Dyn-NTK, ChunkLlama) see the whole text's number throughout.
@@ -68,20 +68,20 @@ class PG19(Task):
         ids = self.prompt(engine.cfg, dataset, record, engine.tokenizer)
         if len(ids) < 2:
             raise ValueError("the text has fewer than two tokens; nothing can be scored")
-        sums = cumulative_losses(engine.token_losses(ids).double().tolist())
+        sums = cumulative_losses(engine.token_losses(ids).double().tolist(), engine.cfg.step)
         return {"prefill_len": len(ids), "final_len": len(ids), **sums}
 
     def score(self, cfg: ExperimentConfig | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
-        return score_lines(lines.get(DATASET, ()))
+        return score_lines(lines.get(DATASET, ()), STEP if cfg is None else cfg.step)
 
 
-def cumulative_losses(losses: Sequence[float]) -> dict[str, Any]:
-    """Sums of the losses of tokens 1 … L − 1 at every step L that the text reaches, and of all of them.
+def cumulative_losses(losses: Sequence[float], step: int = STEP) -> dict[str, Any]:
+    """Sums of the losses of tokens 1 … L − 1 at every multiple L of `step` that the text reaches, and of all of them.
 
     `losses[t − 1]` is the loss of token t, so a text of n tokens has n − 1 of them.
     """
     tokens = len(losses) + 1
-    lengths = range(STEP, tokens + 1, STEP)
+    lengths = range(step, tokens + 1, step)
     return {
         "scored_tokens": len(losses),
         "loss_sum": math.fsum(losses),
@@ -89,12 +89,12 @@ def cumulative_losses(losses: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def score_lines(lines: Sequence[Line]) -> dict[str, Any]:
+def score_lines(lines: Sequence[Line], step: int = STEP) -> dict[str, Any]:
     """`result.json` and `result_detail.json` of PG19; see the module's docstring for the definition."""
     longest = max((len(line["loss_sums"]) for line in lines), default=0)
     result: dict[str, float] = {}
     steps: dict[str, Any] = {}
-    for length in (STEP * step for step in range(1, longest + 1)):
+    for length in range(step, step * longest + 1, step):
         sums = [line["loss_sums"][str(length)] for line in lines if str(length) in line["loss_sums"]]
         books = [_exp(total / (length - 1)) for total in sums]
         result[str(length)] = _exp(math.fsum(sums) / (len(sums) * (length - 1)))
@@ -108,7 +108,7 @@ def score_lines(lines: Sequence[Line]) -> dict[str, Any]:
     scored = sum(line["scored_tokens"] for line in lines)
     whole = _exp(math.fsum(line["loss_sum"] for line in lines) / scored) if scored else None
     if lines and not result:
-        logger.warning("no text has %d tokens, so there is no perplexity at any step", STEP)
+        logger.warning("no text has %d tokens, so there is no perplexity at any step", step)
     detail = {"steps": steps, "whole_texts": {"perplexity": whole, "scored_tokens": scored, "books": len(lines)}}
     return {"result.json": result, "result_detail.json": detail}
 

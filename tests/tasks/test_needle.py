@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from tasks import get_task
+from tasks import get_task, needle
 from tasks import needle_prompts as prompts
 from tasks.base import Generation
 from tasks.chat import chat_ids
@@ -126,7 +126,7 @@ def test_published_sandwich_wording_moves_to_the_end_of_a_sentence():
 
 @given(
     length=st.integers(400, 3000),
-    depth=st.sampled_from(prompts.DEPTHS),
+    depth=st.sampled_from(prompts.depths()),
     essays=st.sampled_from([None, "A short. Essay of words, and more. " * 5]),
     sandwich=st.booleans(),
 )
@@ -140,7 +140,7 @@ def test_prompts_have_the_exact_length_where_the_tokenizer_allows(length, depth,
     assert text.count(needle.line) == 1 and needle.introduction in text and text.endswith(needle.question)
 
 
-@given(length=st.integers(180, 3000), depth=st.sampled_from(prompts.DEPTHS))
+@given(length=st.integers(180, 3000), depth=st.sampled_from(prompts.depths()))
 @settings(max_examples=40, deadline=None)
 def test_prompts_are_never_longer_and_hardly_shorter(length, depth):
     ids = prompts.fit_prompt(length, depth, prompts.passkey_needle("1"), None, pair_tokenise)
@@ -151,7 +151,7 @@ def test_the_needle_lies_at_its_depth():
     needle = prompts.passkey_needle("123456")
     essays = "Some words of an essay. " * 50
     for haystack in (None, essays):
-        for depth in prompts.DEPTHS:
+        for depth in prompts.depths():
             text = text_of(prompts.fit_prompt(5000, depth, needle, haystack, char_tokenise))
             before = text.index(needle.line) - len(needle.introduction)
             after = len(text) - text.index(needle.line) - len(needle.line) - len(needle.question)
@@ -240,3 +240,11 @@ def test_draw_passkey_covers_its_range():
     drawn = {int(prompts.draw_passkey(seed, 1, 6)) for seed in range(200)}
     assert drawn == {1, 2, 3, 4, 5, 6}
     assert random.Random("x").random() == random.Random("x").random(), "string seeds are stable"
+
+
+def test_lengths_and_depths_can_be_listed() -> None:
+    cfg = config(max_pe=4200, lengths=[4, 0.5, 1], depths=3, times=1)
+    assert needle.prompt_lengths(cfg) == [500, 1000, 4000]
+    records = list(TASK.records(cfg, "needle"))
+    assert [record["depth_percent"] for record in records[:3]] == pytest.approx([100 / 3, 200 / 3, 100])
+    assert len(records) == 9

@@ -150,3 +150,11 @@ def test_an_empty_text_fails_as_a_record(tmp_path):
     (tmp_path / "e.txt").write_text("")
     with pytest.raises(ValueError, match="fewer than two tokens"):
         predict(pg19_config(tmp_path))
+
+
+def test_step_sets_the_lengths_that_are_scored() -> None:
+    losses = [float(i) for i in range(1, 1100)]
+    line = cumulative_losses(losses, 512)
+    assert list(line["loss_sums"]) == ["512", "1024"]
+    result = score_lines([line], 512)["result.json"]
+    assert result["512"] == pytest.approx(math.exp(sum(losses[:511]) / 511))
