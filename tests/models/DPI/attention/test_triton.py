@@ -1,0 +1,246 @@
+"""The fused kernels against the definition in fp64, by the 2x rule: at most twice the error of plain attention in the
+same type. On a CPU the kernels run in Triton's interpreter, on small cases; with a GPU they are compiled.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.DPI.attention import api, reference
+from models.DPI.attention import triton as fused
+from models.DPI.attention.bands import Plan
+from models.DPI.methods import build_method
+from models.DPI.planning import Padding, make_plan
+from tests.models.DPI import oracle
+
+pytest.importorskip("triton")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CHUNK_FREE = {"chunk_coe": 1, "local_window": 16}
+NOISE = {**CHUNK_FREE, "noise_type": "gaussian"}
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernels' buffers hold before they are written is not a number."""
+
+    def poison(make):
+        @functools.wraps(make)
+        def made(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return made
+
+    monkeypatch.setattr(torch, "empty", poison(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
+    monkeypatch.setattr(Tensor, "new_empty", poison(Tensor.new_empty))
+
+
+def _plan(name: str, params: dict, window: int, head_dim: int, padding: Padding, seed: int = 3) -> Plan:
+    return make_plan(build_method(name, params, window), oracle.rope(window, head_dim), padding, seed=seed)
+
+
+def _tensors(
+    batch: int, heads: int, kv_heads: int, queries: int, keys: int, head_dim: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Strided as a model's are, (B, T, H, D) in memory, within a cache whose free places are not numbers."""
+    generator = torch.Generator().manual_seed(keys + head_dim)
+
+    def draw(heads: int, length: int, free: int = 0) -> Tensor:
+        whole = torch.full((batch, length + free, heads, head_dim), float("nan"), dtype=dtype)
+        whole[:, :length] = torch.randn(batch, length, heads, head_dim, generator=generator).to(dtype)
+        return whole.to(DEVICE).transpose(1, 2)[:, :, :length]
+
+    return draw(heads, queries), draw(kv_heads, keys, 9), draw(kv_heads, keys, 9)
+
+
+def _by_definition(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scaling: float, layer: int) -> Tensor:
+    out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
+    for row in plan.rows:
+        keys = slice(row.left, row.left + row.length)
+        queries = slice(row.first_query, row.first_query + row.num_queries)
+        for r in row.rows:
+            out[r : r + 1, :, queries] = reference.attend(
+                q[r : r + 1, :, queries], k[r : r + 1, :, keys], v[r : r + 1, :, keys], row.segments,
+                scaling=scaling, noise=plan.noise, layer=layer,
+            )[0]  # fmt: skip
+    return out
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, plan: Plan, out: Tensor, scaling: float, layer: int) -> None:
+    exact = _by_definition(q.double(), k.double(), v.double(), plan, scaling, layer)
+    plain = _by_definition(q, k, v, plan, scaling, layer)
+    allowed = 2 * float((plain.double() - exact).abs().max())
+    assert float((out.double() - exact).abs().max()) <= allowed  # NaN fails too
+    assert float((out.double() - exact).norm() / exact.norm()) < (1e-2 if q.dtype == torch.bfloat16 else 2e-3)
+
+
+def _run(
+    name: str, params: dict, window: int, keys: int, queries: int, head_dim: int, heads: tuple[int, int],
+    dtype: torch.dtype = torch.float16, batch: int = 1, layer: int = 2,
+) -> None:  # fmt: skip
+    q, k, v = _tensors(batch, *heads, queries, keys, head_dim, dtype)
+    plan = _plan(name, params, window, head_dim, Padding(None, keys - queries, queries, batch))
+    scaling = head_dim**-0.5
+    if queries == 1:
+        out = fused.attend_one(q, k, v, plan, scaling=scaling, layer=layer)
+    else:
+        out = fused.attend(q, k, v, plan.rows[0].segments, scaling=scaling, noise=plan.noise, layer=layer)
+    _check(q, k, v, plan, out, scaling, layer)
+
+
+SMALL = [
+    ("dpi", CHUNK_FREE, 64, 217, 67, 64, (4, 1)),
+    ("dpi", {"chunk_coe": 50, "local_window": 16}, 64, 161, 161, 80, (2, 2)),
+    ("dpi", {"chunk_coe": 60, "local_window": 16, "appro_attn": False}, 64, 171, 70, 64, (3, 1)),
+    ("dpi", NOISE, 64, 201, 69, 64, (2, 1)),
+    ("dpi", {**NOISE, "addon_relcoef": 0, "scale_std": 0}, 64, 131, 37, 96, (1, 1)),
+    ("dpi", {**NOISE, "noise_type": "uniform", "scale_max": 0}, 64, 150, 21, 256, (2, 1)),
+    ("repro_se", {"group_size": 7, "window_size": 40}, 64, 233, 71, 96, (2, 1)),
+    ("repro_chunkllama", {}, 64, 219, 70, 128, (2, 1)),
+    ("repro_yarn", {"factor": 4.0}, 64, 100, 100, 256, (1, 1)),
+]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_many_queries(case: tuple) -> None:
+    _run(*case)
+
+
+@pytest.mark.parametrize("case", [(*case[:4], 1, *case[5:]) for case in SMALL], ids=str)
+def test_one_query(case: tuple) -> None:
+    _run(*case, batch=2)
+
+
+def test_one_query_and_a_stretch_wider_than_a_tile() -> None:
+    _run("dpi", {"chunk_coe": 1, "local_window": 5}, 8, 230, 1, 64, (2, 1))
+
+
+@pytest.mark.parametrize("queries", [1, 66])
+def test_log_sum_exp(queries: int) -> None:
+    keys, head_dim = 190, 64
+    q, k, v = _tensors(2, 4, 2, queries, keys, head_dim, torch.float16)
+    plan = _plan("dpi", CHUNK_FREE, 64, head_dim, Padding(None, keys - queries, queries, 2))
+    lse = torch.full((2, 4, queries), float("nan"), device=DEVICE)
+    if queries == 1:
+        fused.attend_one(q, k, v, plan, scaling=0.1, lse=lse)
+    else:
+        fused.attend(q, k, v, plan.rows[0].segments, scaling=0.1, lse=lse)
+    past = keys - queries
+    for segment in plan.rows[0].segments:
+        at = slice(segment.first - past, segment.last - past)
+        logits, covered = reference.logits_of(q[:, :, at].double(), k.double(), segment, scaling=0.1)
+        expected = logits.masked_fill(~covered, float("-inf")).logsumexp(-1)
+        assert torch.allclose(lse[:, :, at].double(), expected, atol=2e-3)
+
+
+def test_one_launch_decodes_rows_of_different_padding() -> None:
+    """Rows within the window, beyond it, padded on either side, and one without a token of its own."""
+    n = 143
+    mask = torch.zeros(5, n, dtype=torch.long)
+    for row, (first, last) in enumerate([(0, n), (100, n), (31, n), (0, n), (0, n - 1)]):
+        mask[row, first:last] = 1
+    plan = _plan("dpi", NOISE, 48, 64, Padding.read(mask, 5, n - 1, 1))
+    assert len(plan.rows) == 3
+    q, k, v = _tensors(5, 2, 1, 1, n, 64, torch.float16)
+    out = fused.attend_one(q, k, v, plan, scaling=0.125, layer=1)
+    _check(q, k, v, plan, out, 0.125, 1)
+    assert not out[4].any()
+
+
+def test_repeated_launches_agree() -> None:
+    """The counters of arrivals are as they were, and a new seed, layer or head has other noise."""
+    q, k, v = _tensors(1, 2, 1, 1, 170, 64, torch.float16)
+    q[:, 1] = q[:, 0]
+    plan = _plan("dpi", {**NOISE, "std_base": 3.0}, 48, 64, Padding(None, 169, 1, 1))
+    first = fused.attend_one(q, k, v, plan, scaling=0.125)
+    assert torch.equal(fused.attend_one(q, k, v, plan, scaling=0.125), first)
+    assert not torch.equal(fused.attend_one(q, k, v, plan, scaling=0.125, layer=1), first)
+    assert not torch.equal(first[:, 0], first[:, 1])
+    other = _plan("dpi", {**NOISE, "std_base": 3.0}, 48, 64, Padding(None, 169, 1, 1), seed=4)
+    assert not torch.equal(fused.attend_one(q, k, v, other, scaling=0.125), first)
+
+
+def test_tables_beyond_the_budget_go_in_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_KEY_BYTES", 1)
+    _run("dpi", CHUNK_FREE, 32, 90, 90, 64, (1, 1))
+
+
+def test_pieces_of_bands_are_even_and_whole() -> None:
+    for most, first, second in itertools.product((1, 2, 7, 33), (0, 1, 64), (1, 3, 200)):
+        tiles = [(5, 5 + first), (9, 9 + second)]
+        pieces = fused._shares(tiles, most)
+        covered = [(band, tile) for band, low, high in pieces for tile in range(low, high)]
+        assert covered == [(0, t) for t in range(5, 5 + first)] + [(1, t) for t in range(9, 9 + second)]
+        assert len(pieces) <= max(most, 2)
+
+
+GRID = [
+    ("dpi", CHUNK_FREE, 512, 2311, 2311),
+    ("dpi", {"chunk_coe": 300, "local_window": 100}, 512, 2048, 777),
+    ("dpi", {"chunk_coe": 300, "local_window": 100, "noise_type": "gaussian"}, 512, 2049, 778),
+    ("dpi", NOISE, 512, 1999, 1),
+    ("dpi", CHUNK_FREE, 512, 2311, 1),
+    ("repro_se", {"group_size": 9, "window_size": 200}, 512, 1777, 1301),
+    ("repro_se", {"group_size": 9, "window_size": 200}, 512, 1777, 1),
+    ("repro_chunkllama", {}, 512, 2001, 999),
+    ("repro_chunkllama", {}, 512, 2001, 1),
+    ("repro_original", {}, 512, 129, 65),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("heads", [(4, 4), (8, 2), (7, 1)], ids=str)
+@pytest.mark.parametrize("head_dim", fused.HEAD_DIMS)
+@pytest.mark.parametrize("dtype", fused.DTYPES, ids=str)
+def test_grid(dtype: torch.dtype, head_dim: int, heads: tuple[int, int]) -> None:
+    for case in GRID:
+        _run(*case, head_dim, heads, dtype, batch=2)
+
+
+@pytest.fixture
+def padded() -> Iterator[Tensor]:
+    mask = torch.zeros(4, 700, dtype=torch.long)
+    for row, (first, last) in enumerate([(0, 700), (333, 700), (0, 699), (690, 700)]):
+        mask[row, first:last] = 1
+    yield mask
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("past", [0, 600, 699])
+def test_padding_through_the_api(padded: Tensor, past: int) -> None:
+    plan = _plan("dpi", NOISE, 128, 128, Padding.read(padded, 4, past, 700 - past))
+    q, k, v = _tensors(4, 8, 2, 700 - past, 700, 128, torch.bfloat16)
+    out, _ = api.attend(q, k, v, plan, scaling=0.1, layer=5, impl="triton")
+    _check(q, k, v, plan, out, 0.1, 5)
+
+
+@pytest.mark.gpu
+def test_auto_takes_it_and_what_it_cannot_do_is_refused() -> None:
+    q, k, v = _tensors(1, 4, 2, 9, 99, 64, torch.bfloat16)
+    plan = _plan("dpi", CHUNK_FREE, 64, 64, Padding(None, 90, 9, 1))
+    assert api.choose("auto", q, plan) == "triton"
+    assert api.choose("auto", q.float(), plan) == "sdpa"
+    with pytest.raises(ValueError, match="bfloat16 and float16"):
+        api.choose("triton", q.float(), plan)
+    with pytest.raises(ValueError, match="head_dim = 32"):
+        api.choose("triton", q[..., :32], plan)
+    statistics = _plan("dpi", {**NOISE, "scale_mean": 1}, 64, 64, Padding(None, 90, 9, 1))
+    with pytest.raises(ValueError, match="scale_mean = 1"):
+        api.choose("triton", q, statistics)
+    with pytest.raises(ValueError, match="FlashAttention adds no noise"):
+        api.choose("flash", q, statistics)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name, params", [("dpi", CHUNK_FREE), ("repro_chunkllama", {})])
+def test_flash_by_name(name: str, params: dict) -> None:
+    q, k, v = _tensors(2, 4, 2, 301, 999, 128, torch.bfloat16)
+    plan = _plan(name, params, 256, 128, Padding(None, 698, 301, 2))
+    out, _ = api.attend(q, k, v, plan, scaling=0.1, impl="flash")
+    _check(q, k, v, plan, out, 0.1, 0)
