@@ -1,5 +1,7 @@
 """Noise: its distribution, its independence of blocks, and the rules of which logit gets how much."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -66,23 +68,25 @@ def test_any_block_has_the_numbers_of_the_whole(kind: str) -> None:
     assert torch.equal(draw(noise, 3, 2, _range(0, 83), _range(0, 97)), whole[:2])
 
 
-def test_far_indices_wrap_around_the_pool() -> None:
-    keys = _range(POOL_SIZE - 3, POOL_SIZE + 3)
-    found = draw(GAUSSIAN, 0, 2, torch.tensor([1_000_003]), keys)
-    place = places(head_keys(GAUSSIAN.seed, 0, 2), torch.tensor([1_000_003]))
+def test_a_logit_reads_its_place_in_its_block() -> None:
+    queries, keys = torch.tensor([5, 6, 8, 1_000_003]), _range(60, 200)
+    found = draw(GAUSSIAN, 0, 2, queries, keys)
+    blocks = _range(1, 7)  # of 32 keys: 60 ... 199 lie in blocks 1 to 6
+    place = places(head_keys(GAUSSIAN.seed, 0, 2), queries, blocks)
     values = pool("gaussian", CPU)
-    for head in range(2):
-        expected = [float(values[(int(place[head, 0]) + int(slot)) % POOL_SIZE]) for slot in slots(keys)]
-        assert found[head, 0].tolist() == expected
+    for head, t, n in itertools.product(range(2), range(4), range(0, 140, 7)):
+        i, j = int(queries[t]), int(keys[n])
+        slot = 32 * (i % 8) + 8 * (j % 8 // 2) + 2 * (j % 32 // 8) + j % 2
+        assert float(found[head, t, n]) == float(values[(int(place[head, t, j // 32 - 1]) + slot) % POOL_SIZE])
+    assert torch.equal(place[:, 0], place[:, 1])  # queries 5 and 6 share their blocks, query 8 has its own
+    assert not torch.equal(place[:, 0], place[:, 2])
 
 
-def test_keys_are_shuffled_within_groups_of_32() -> None:
-    """A bijection, with key 8m + 2t + e of its group read at 8t + 2m + e."""
-    found = slots(_range(64, 192)).reshape(4, 32)
-    expected = [8 * t + 2 * m + e for m in range(4) for t in range(4) for e in range(2)]
-    assert sorted(expected) == list(range(32))
-    for group, row in enumerate(found.tolist()):
-        assert row == [64 + 32 * group + slot for slot in expected]
+def test_slots_of_a_block_are_all_different() -> None:
+    found = slots(_range(16, 24), _range(64, 96))
+    assert found.shape == (8, 32)
+    assert sorted(found.flatten().tolist()) == list(range(256))
+    assert torch.equal(slots(_range(0, 8), _range(0, 32)), found)
 
 
 def test_seed_layer_head_and_query_all_count() -> None:
@@ -110,12 +114,12 @@ def test_rows_and_heads_are_uncorrelated() -> None:
 
 
 def test_places_are_spread_and_aligned() -> None:
-    found = places(head_keys(1, 2, 7), _range(0, 3000))
-    assert found.shape == (7, 3000)
+    found = places(head_keys(1, 2, 7), _range(0, 800), _range(0, 30))
+    assert found.shape == (7, 800, 30)
     assert (found % 8 == 0).all()
     assert int(found.min()) >= 0
     assert int(found.max()) < POOL_SIZE
-    eighths = torch.bincount(found.flatten() * 8 // POOL_SIZE, minlength=8).double() / found.numel()
+    eighths = torch.bincount(found[:, ::8].flatten() * 8 // POOL_SIZE, minlength=8).double() / found[:, ::8].numel()
     assert float((eighths - 1 / 8).abs().max()) < 0.01
 
 
