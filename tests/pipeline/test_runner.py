@@ -185,12 +185,12 @@ def test_run_record_holds_what_a_reader_needs(tmp_path, fake_registry):
 def test_the_run_record_counts_the_largest_run(tmp_path, fake_registry):
     path = tmp_path / "needle/pred/some-4k-to-8k/run.json"
     counts = []
-    for keys in ({"limit": 2}, {"limit": 4}, {"limit": 3}, {"tasks": ["three"]}, {}, {"limit": 5}):
+    for keys in ({"limit": 2}, {"limit": 4}, {"limit": 3}, {"tasks": ["three"]}, {"limit": 5}, {}, {"limit": 5}):
         experiment(tmp_path, config(**keys))
         counts.append({name: tuple(entry.values()) for name, entry in json.loads(path.read_text())["datasets"].items()})
     assert counts[:3] == [{"one": (n, True), "two": (n, True)} for n in (2, 4, 4)]
     assert counts[3] == {**counts[2], "three": (5, False)}
-    assert counts[4] == counts[5] == dict.fromkeys(("one", "two", "three"), (5, False))
+    assert counts[5] == counts[6] == dict.fromkeys(("one", "two", "three"), (5, False))
 
 
 def test_another_configuration_is_refused_by_what_differs_and_overwrite_begins_anew(tmp_path, fake_registry):
