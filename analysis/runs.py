@@ -1,0 +1,127 @@
+"""Needles, perplexity and parameter sweeps on one model, all methods in turn, in the form that `pipeline` draws."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from analysis.study import Params, Subject, each_method
+from benchmarks.losses import loss_beyond_window
+from pipeline.config import ExperimentConfig
+from pipeline.engine import ModelEngine
+from pipeline.figures import style_of
+from pipeline.report import COMPLETE, Experiment
+from tasks.needle import NeedleTask
+
+ANSWER_TOKENS = 12
+"""A pass key has six digits."""
+
+
+def needles(subject: Subject) -> list[Experiment]:
+    """Pass keys at the study's lengths and depths, greedy answers, one trial a cell; an experiment a method."""
+    study = subject.study
+    task = NeedleTask()
+    found = []
+    for name, params in each_method(study.methods(study.longest), "needles"):
+        cells: list[dict[str, Any]] = []
+        subject.put(name, params, None if name == "repro_original" else study.longest)
+        for length in study.needles:
+            cfg = _config(subject, name, params, task="needle", max_pe=study.longest, min_k=length / 1000,
+                          max_k=length / 1000, times=1, max_new_tokens=ANSWER_TOKENS)  # fmt: skip
+            engine = ModelEngine(cfg, subject.model, subject.tokenizer)
+            records = list(task.records(cfg, "needle"))
+            chosen = records[:: len(records) // study.depths]
+            lines = [task.predict(engine, "needle", record) for record in tqdm(chosen, leave=False)]
+            cells += task.score(cfg, {"needle": lines})["result.json"]
+        found.append(_experiment(subject, name, params, cells))
+    return found
+
+
+def perplexity(subject: Subject, texts: list[str]) -> list[Experiment]:
+    """Perplexity of the first L tokens, every W/4, in one pass over the longest length; an experiment a method."""
+    study = subject.study
+    ids = subject.tokens(texts, study.longest)
+    found = []
+    for name, params in each_method(study.methods(study.longest), "perplexity"):
+        subject.put(name, params, None if name == "repro_original" else study.longest)
+        engine = ModelEngine(_config(subject, name, params, max_pe=study.longest), subject.model, subject.tokenizer)
+        losses = torch.stack([engine.token_losses(one[0].tolist()) for one in tqdm(ids, leave=False)])
+        found.append(_experiment(subject, name, params, perplexity_by_length(losses, study.step)))
+    return found
+
+
+def perplexity_by_length(losses: Tensor, step: int) -> dict[str, float]:
+    """exp of the mean loss of the tokens 1 … L − 1 of all texts, by L = step, 2 step, …
+
+    losses: (texts, n − 1), of tokens 1 … n − 1 in nats.
+    """
+    lengths = range(step, losses.shape[1] + 2, step)
+    return {str(length): math.exp(losses[:, : length - 1].double().mean()) for length in lengths if length > 1}
+
+
+def sweep(subject: Subject, texts: list[str], settings: list[tuple[str, str, float, Params]]) -> pd.DataFrame:
+    """Mean loss beyond the window for settings (method, line, x, parameters), as a table of those and `loss`.
+
+    Raises ValueError for one that does not reach the study's longest length.
+    """
+    study = subject.study
+    ids = subject.tokens(texts, study.longest)
+    rows = []
+    for method, line, x, params in tqdm(settings, desc="sweep", unit="setting", leave=False):
+        model = subject.put(method, params, study.longest)
+        loss = sum(loss_beyond_window(model, one, study.window) for one in ids) / len(ids)
+        rows.append((method, line, x, loss))
+    return pd.DataFrame(rows, columns=["method", "line", "x", "loss"])
+
+
+def local_window_settings(window: int) -> list[tuple[str, str, float, Params]]:
+    """GALI's ω as a share of W, chunk-free and in chunks of 3W/8."""
+    shares = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)
+    chunks = {"chunk-free": 1, "chunk 3W/8": 3 * window // 8}
+    return [
+        ("dpi", line, share, {"local_window": int(share * window), "chunk_coe": chunk})
+        for line, chunk in chunks.items()
+        for share in shares
+    ]
+
+
+def chunk_settings(window: int) -> list[tuple[str, str, float, Params]]:
+    """GALI's chunk as a multiple of W, for a small and a large ω."""
+    chunks = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2)
+    local_windows = {"ω = W/2": window // 2, "ω = W/16": window // 16}
+    return [
+        ("dpi", line, chunk, {"local_window": local_window, "chunk_coe": int(chunk * window)})
+        for line, local_window in local_windows.items()
+        for chunk in chunks
+    ]
+
+
+def group_settings(window: int, target: int) -> list[tuple[str, str, float, Params]]:
+    """SelfExtend's group size, from the smallest that reaches the target, for three sizes of its neighbourhood."""
+    settings = []
+    for line, neighbours in (("w = W/4", window // 4), ("w = W/2", window // 2), ("w = 3W/4", 3 * window // 4)):
+        least = math.ceil((target - neighbours) / (window - neighbours))
+        for group in sorted({least, math.ceil(1.5 * least), 2 * least, 3 * least}):
+            settings.append(("repro_se", line, float(group), {"group_size": group, "window_size": neighbours}))
+    return settings
+
+
+def _config(subject: Subject, method: str, params: Params, **settings: Any) -> ExperimentConfig:
+    content = {"task": "pg19", **settings}
+    return ExperimentConfig(
+        model=subject.study.model, exp_name="notebook", method=method, params=params,
+        ori_max_position_embeddings=subject.study.window, **content,
+    )  # fmt: skip
+
+
+def _experiment(subject: Subject, method: str, params: Params, result: Any) -> Experiment:
+    study = subject.study
+    return Experiment(
+        name=style_of(method)[0], method=method, model=study.model, window=study.window, target=study.longest,
+        params=params, status=COMPLETE, results={"result.json": result},
+    )  # fmt: skip

@@ -1,0 +1,138 @@
+"""What is measured on which model: window, lengths, and every method's parameters for a target.
+
+The embedded model is read up to eight windows long. SmolLM2 was trained on 8,192 tokens; here it is treated as if its
+window were 512, so that its own attention beyond that is what a model with a longer window does, and methods can be
+compared with it. Any other model keeps its window.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from models.DPI.dpi import get_model_and_tokenizer
+from models.DPI.methods import Rope, build_method
+from models.DPI.patches.Llama import install, rope_of, uninstall
+from pipeline.figures import STYLES
+from pipeline.loading import read_model_config
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Lengths in tokens.
+
+    window: W, which methods are told. maps: of attention maps. longest: of perplexity, needles and sweeps.
+    needles: prompt lengths. depths: of needles, of the 16 of the task. texts: how many are averaged.
+    """
+
+    model: str
+    window: int
+    maps: int
+    longest: int
+    needles: tuple[int, ...]
+    depths: int = 8
+    texts: int = 3
+
+    @property
+    def step(self) -> int:
+        """Perplexity is read off every so many tokens."""
+        return max(1, self.window // 4)
+
+    def methods(self, target: int) -> dict[str, Params]:
+        """All methods with parameters that reach `target`, as the paper sets them; GALI first."""
+        return paper_methods(self.window, target)
+
+
+_STUDIES = {
+    "tiny": Study("tiny", 512, 1024, 4096, (500, 1000, 2000, 4000)),
+    "smollm2-135m": Study("smollm2-135m", 512, 1536, 2048, (500, 1000, 2000), depths=4, texts=1),
+}
+
+
+def study_of(model: str, short: bool = False) -> Study:
+    """The study of a model: one that is known here, or one made from the window in its configuration.
+
+    short: lengths that take seconds.
+    """
+    study = _STUDIES.get(model)
+    if study is None:
+        window = int(read_model_config(model).max_position_embeddings)
+        study = Study(model, window, 2 * window, 4 * window, (window, 2 * window - 64, 4 * window - 64))
+    if not short:
+        return study
+    window = study.window
+    return replace(study, maps=window + window // 2, longest=2 * window, needles=(window - 12,), depths=2, texts=1)
+
+
+def paper_methods(window: int, target: int) -> dict[str, Params]:
+    """Parameters by method.
+
+    GALI's chunk is shorter than its tail. SelfExtend keeps half a window of neighbours, with the smallest group.
+    """
+    factor = max(1.0, target / window)
+    neighbours = window // 2
+    group = max(1, math.ceil((target - neighbours) / (window - neighbours)))
+    params: dict[str, Params] = {
+        "dpi": {"chunk_coe": max(1, 3 * window // 8), "local_window": window // 2},
+        "repro_se": {"group_size": group, "window_size": neighbours},
+        "repro_chunkllama": {"local_window": window // 16, "mscale": 0.1},
+        "repro_ntk": {"factor": factor},
+        "repro_dynamic_ntk": {"factor": factor},
+        "repro_yarn": {"factor": factor},
+        "repro_original": {},
+    }
+    return {name: params[name] for name in STYLES if name in params}
+
+
+class Subject:
+    """A loaded model on which methods are put in turn."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        model, tokenizer = get_model_and_tokenizer(study.model, None, "repro_original", {}, study.window)
+        self.model: PreTrainedModel = model
+        self.tokenizer: PreTrainedTokenizerBase = tokenizer
+
+    def put(self, method: str, params: Params, target: int | None = None) -> PreTrainedModel:
+        """The model with a method on it. Raises ValueError for parameters that do not reach `target`."""
+        built = build_method(method, params, self.study.window, target)
+        return install(self.model, built, self.study.window)
+
+    def rope(self) -> Rope:
+        """The model's rotary scheme."""
+        stock: Any = uninstall(self.model)
+        return rope_of(stock.config, stock.base_model.rotary_emb, self.study.window)
+
+    def tokens(self, texts: list[str], length: int) -> list[Tensor]:
+        """The first `length` tokens of each of the study's texts that has so many: (1, length) each.
+
+        Raises ValueError if none has.
+        """
+        found = []
+        for text in texts:
+            # A token has rarely more than eight characters: a book need not be tokenised whole.
+            ids = self.tokenizer(text[: 16 * length], return_tensors="pt", verbose=False)["input_ids"]
+            if ids.shape[1] >= length and len(found) < self.study.texts:
+                found.append(ids[:, :length].to(self.model.device))
+        if not found:
+            raise ValueError(f"no text has {length} tokens; give a folder with longer ones")
+        return found
+
+
+def each_method(methods: dict[str, Params], what: str) -> tqdm:
+    """(name, parameters) of each method, behind a progress bar."""
+    return tqdm(methods.items(), desc=what, unit="method", leave=False)
+
+
+def seed_everything(seed: int = 0) -> None:
+    """One seed, and no gradients: what is drawn is the same in every run."""
+    torch.manual_seed(seed)
+    torch.set_grad_enabled(False)

@@ -1,0 +1,35 @@
+"""Mean scores over target lengths, from whatever experiments a results folder holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline import store
+from pipeline.errors import UserError
+from pipeline.report import average, flatten, read_experiment
+from tasks import get_task
+
+COLUMNS = ["task", "model", "method", "experiment", "target", "score", "datasets"]
+
+
+def collect_trends(results: Path, task_name: str) -> pd.DataFrame:
+    """Scored experiments of a benchmark that know their target: one row each, `score` the mean over `datasets`."""
+    task = get_task(task_name)
+    try:
+        folders = store.list_experiments(results, task)
+    except UserError:  # none yet
+        folders = []
+    rows = []
+    for folder in folders:
+        experiment = read_experiment(folder, task)
+        if experiment.result is None or experiment.target is None:
+            continue
+        scores = flatten(experiment.result)
+        mean = average(scores)
+        if mean is not None:
+            model = (experiment.model or "").rstrip("/").split("/")[-1]
+            row = (task_name, model, experiment.method, experiment.name, experiment.target, mean, len(scores))
+            rows.append(row)
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values("target", kind="stable", ignore_index=True)
