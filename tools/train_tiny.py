@@ -130,8 +130,7 @@ def train(
     log_every: int = 25,
 ) -> Iterator[dict[str, float | int]]:
     """Train `model` in place, moved to `device`. Yields a log record every `log_every` steps and after the last."""
-    model.to(device).train()
-    objective: nn.Module = WeightedLoss(model, recipe.answer_weight)
+    objective: nn.Module = WeightedLoss(model, recipe.answer_weight).to(device).train()
     if compiled:
         objective = torch.compile(objective)  # type: ignore[assignment]
     optimizer, schedule = build_optimizer(model, recipe, device)
@@ -187,7 +186,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
         pad_token_id=tokenizer.pad_token_id,
         do_sample=False,
     )
-    model.to(torch.bfloat16).save_pretrained(folder)
+    nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
