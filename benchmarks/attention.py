@@ -1,8 +1,9 @@
 """Speed of attention over bands beside PyTorch's flash and cuDNN kernels, in one run: python -m benchmarks.attention
 
 The shape is that of Llama-3-8B's attention: bf16, 32 query heads, 8 key heads, 128 wide. Every time is a median by
-device events, with a cold L2 cache; decoding steps are replayed from a CUDA graph, so that launches cost nothing. Turning keys and queries is part of this project's times and not of
-PyTorch's, which get plain causal attention. TFLOP/s count the logits that a query may see.
+device events, with a cold L2 cache; decoding steps are replayed from a CUDA graph, so that launches cost nothing.
+Turning keys and queries is part of this project's times and not of PyTorch's, which get plain causal attention.
+TFLOP/s count the logits that a query may see.
 """
 
 import argparse

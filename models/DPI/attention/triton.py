@@ -4,11 +4,14 @@ This module prepares what the kernels read. Nothing here or in the kernels touch
 and layer nothing of the cache's length happens outside them. Triton itself is imported when first needed.
 """
 
+import contextlib
 import functools
 import importlib.util
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,8 +70,6 @@ def attend(
     segments: cover queries N - T ... N - 1. lse: (B, H, T) fp32, contiguous, receives the log-sum-exps.
     Returns (B, H, T, D), contiguous as (B, T, H, D).
     """
-    from models.DPI.attention.triton_prefill import prefill_kernel
-
     batch, heads, num_queries, head_dim = q.shape
     kv_heads, num_keys = k.shape[1], k.shape[2]
     q, k, v = (x if _is_readable(x) else x.contiguous() for x in (q, k, v))
@@ -89,7 +90,7 @@ def attend(
     for launch in prepared.launches:
         _turn_keys(k, turned, launch.tables)
         with _on(q.device):
-            prefill_kernel[(launch.tiles.shape[0] * heads * batch,)](
+            _kernels().prefill[(launch.tiles.shape[0] * heads * batch,)](
                 queries, keys, values, out, lse, prepared.bounds, launch.tiles,
                 _pool(noise.kind, q.device) if noisy else None,
                 prepared.gates if noisy else None,
@@ -113,37 +114,26 @@ def attend_one(
     q: (B, H, 1, D); k, v: (B, Hkv, N, D) with the padding. lse: (B, H, 1) fp32, contiguous.
     Returns (B, H, 1, D); rows of the batch that the plan leaves out are 0.
     """
-    from models.DPI.attention.triton_decode import decode_kernel
-
     batch, heads, _, head_dim = q.shape
-    kv_heads, half, block_d = k.shape[1], head_dim // 2, _power_of_2(head_dim)
-    block_half = _power_of_2(half)
-    group, planes = heads // kv_heads, batch * kv_heads
-    block_group, block_members = max(16, _power_of_2(group)), _power_of_2(group)
-    q, k, v = (x if _is_readable(x) else x.contiguous() for x in (q, k, v))
+    kv_heads = k.shape[1]
     memo = plan.rows[0].segments[0].memo
-    slot = ("decode", q.device)
+    slot = ("decode", q.device, heads)
     if slot not in memo:
-        memo[slot] = _prepare_one(plan, batch, kv_heads, q.device)
+        memo[slot] = _prepare_one(plan, batch, heads, kv_heads, head_dim, q.device)
     prepared: _PreparedOne = memo[slot]
-    splits, noise = prepared.work.shape[1], plan.noise
-    noisy = prepared.noisy and noise is not None
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    parts = torch.empty(planes * splits * block_group * (block_d + 2), dtype=torch.float32, device=q.device)
+    q, k, v = (x if _is_readable(x) else x.contiguous() for x in (q, k, v))
+    noise = plan.noise if prepared.noisy else None
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     with _on(q.device):
-        decode_kernel[(splits, planes)](
-            q, _descriptor(k, [1, 1, _DECODE_KEYS, block_half]), _descriptor(v, [1, 1, _DECODE_KEYS, block_d]),
-            out, lse, prepared.work, prepared.numbers, parts, parts[planes * splits * block_group * block_d :],
-            prepared.arrivals,
-            _pool(noise.kind, q.device) if noisy else None,
-            _head_keys(noise.seed, layer, heads, q.device) if noisy else None,
+        _kernels().decode[prepared.work.shape[1], batch * kv_heads](
+            q, _descriptor(k, [1, 1, _DECODE_KEYS, prepared.block_half]),
+            _descriptor(v, [1, 1, _DECODE_KEYS, prepared.block_d]), out, lse,
+            prepared.work, prepared.numbers, prepared.parts, prepared.tops, prepared.arrivals,
+            None if noise is None else _pool(noise.kind, q.device),
+            None if noise is None else _head_keys(noise.seed, layer, heads, q.device),
             q.stride(0), q.stride(1), out.stride(0), out.stride(1),
-            splits, kv_heads, scaling * _LOG2E, *_noise_factors(noise),
-            GROUP=group, BLOCK_GROUP=block_group, BANDS=prepared.num_bands, NOISY=noisy,
-            HALF=half, BLOCK_HALF=block_half, BLOCK_D=block_d, BN=_DECODE_KEYS, RELATIVE=prepared.relative,
-            POOL=POOL_SIZE, BLOCK_MEMBERS=block_members,
-            BLOCK_SPLITS=max(1, min(_power_of_2(splits), _MERGED // (block_members * block_d))),
-            STAGES=_DECODE_STAGES, num_warps=_DECODE_WARPS,
+            prepared.work.shape[1], kv_heads, scaling * _LOG2E, *_noise_factors(noise),
+            **prepared.options,
         )  # fmt: skip
     return out
 
@@ -280,21 +270,17 @@ def _gates(periods: list[int | None], device: torch.device) -> Tensor:
 
 def _turn_queries(q: Tensor, prepared: "_Prepared", factor: float) -> Tensor:
     """Queries by each band's table, (bands, B, H, T, D)."""
-    from models.DPI.attention.triton_rotate import turn
-
     turned = torch.empty(prepared.num_bands, *q.shape, dtype=q.dtype, device=q.device)
     for band in range(prepared.num_bands):
-        turn(q, prepared.cos[band], prepared.sin[band], turned[band], 0, q.shape[2], factor)
+        _kernels().turn(q, prepared.cos[band], prepared.sin[band], turned[band], 0, q.shape[2], factor)
     return turned
 
 
 def _turn_keys(k: Tensor, turned: Tensor, tables: tuple[tuple[Band, int, int], ...]) -> None:
     """Each table's keys to its slot of `turned` (slots, B, Hkv, N, D)."""
-    from models.DPI.attention.triton_rotate import turn
-
     for slot, (band, low, high) in enumerate(tables):
         if low < high:
-            turn(k, *band.key_tables(high, k.device), turned[slot], low, high)
+            _kernels().turn(k, *band.key_tables(high, k.device), turned[slot], low, high)
 
 
 # Keys of a decoding tile.
@@ -305,20 +291,27 @@ _DECODE_STAGES = 3
 
 @dataclass(frozen=True)
 class _PreparedOne:
-    """What the decoding kernel reads, the same for all layers. arrivals: zeros, and zeros again after each launch.
-    key_tables keeps the addresses in `work` alive.
+    """What the decoding kernel reads, the same for all layers, which run one after another.
+
+    parts, tops: the programs' results before they are merged. arrivals: zeros, and zeros again after each launch.
+    options: the kernel's constants. key_tables keeps the addresses in `work` alive.
     """
 
     work: Tensor
     numbers: Tensor
+    parts: Tensor
+    tops: Tensor
     arrivals: Tensor
-    num_bands: int
-    relative: bool
+    block_d: int
+    block_half: int
     noisy: bool
+    options: dict[str, int]
     key_tables: list[tuple[Tensor, Tensor]]
 
 
-def _prepare_one(plan: Plan, batch: int, kv_heads: int, device: torch.device) -> _PreparedOne:
+def _prepare_one(
+    plan: Plan, batch: int, heads: int, kv_heads: int, head_dim: int, device: torch.device
+) -> _PreparedOne:
     segments = [row.segments[-1] for row in plan.rows]
     num_bands = max(len(segment.bands) for segment in segments)
     relative = all(_steps(band.keys) for segment in segments for band in segment.bands)
@@ -350,8 +343,36 @@ def _prepare_one(plan: Plan, batch: int, kv_heads: int, device: torch.device) ->
     splits = max(map(len, lines))
     idle = [0, 0, 0, 0, 0, 0, 1, key_tables[0][0].data_ptr(), key_tables[0][1].data_ptr(), -1, 0]
     work = torch.tensor([line + [idle] * (splits - len(line)) for line in lines])
-    arrivals = torch.zeros(batch * kv_heads, dtype=torch.int32, device=device)
-    return _PreparedOne(work.to(device), numbers.to(device), arrivals, num_bands, relative, noisy, key_tables)
+    planes, group, block_d = batch * kv_heads, heads // kv_heads, _power_of_2(head_dim)
+    block_group, block_members = max(16, _power_of_2(group)), _power_of_2(group)
+    options = {
+        "GROUP": group,
+        "BLOCK_GROUP": block_group,
+        "BANDS": num_bands,
+        "NOISY": noisy and plan.noise is not None,
+        "HALF": half,
+        "BLOCK_HALF": _power_of_2(half),
+        "BLOCK_D": block_d,
+        "BN": _DECODE_KEYS,
+        "RELATIVE": relative,
+        "POOL": POOL_SIZE,
+        "BLOCK_MEMBERS": block_members,
+        "BLOCK_SPLITS": max(1, min(_power_of_2(splits), _MERGED // (block_members * block_d))),
+        "STAGES": _DECODE_STAGES,
+        "num_warps": _DECODE_WARPS,
+    }
+    return _PreparedOne(
+        work=work.to(device),
+        numbers=numbers.to(device),
+        parts=torch.empty(planes * splits * block_group * block_d, dtype=torch.float32, device=device),
+        tops=torch.empty(planes * splits * block_group * 2, dtype=torch.float32, device=device),
+        arrivals=torch.zeros(planes, dtype=torch.int32, device=device),
+        block_d=block_d,
+        block_half=_power_of_2(half),
+        noisy=noisy and plan.noise is not None,
+        options=options,
+        key_tables=key_tables,
+    )
 
 
 def _shares(tiles: list[tuple[int, int]], most: int) -> list[tuple[int, int, int]]:
@@ -425,14 +446,28 @@ def _power_of_2(x: int) -> int:
 
 def _is_readable(x: Tensor) -> bool:
     """Whether the copy engine can read it: rows of 16-byte multiples, contiguous, at a 16-byte boundary."""
-    return x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(step % 8 == 0 and step for step in x.stride()[:-1])
+    batch, head, token, one = x.stride()
+    return one == 1 and not (batch % 8 or head % 8 or token % 8 or x.data_ptr() % 16) and batch * head * token != 0
 
 
-def _descriptor(x: Tensor, block: list[int]):
+@functools.cache
+def _kernels() -> SimpleNamespace:
+    """What needs Triton, imported when first used."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), block)
+    from models.DPI.attention.triton_decode import decode_kernel
+    from models.DPI.attention.triton_prefill import prefill_kernel
+    from models.DPI.attention.triton_rotate import turn
+
+    return SimpleNamespace(prefill=prefill_kernel, decode=decode_kernel, turn=turn, TensorDescriptor=TensorDescriptor)
 
 
-def _on(device: torch.device):
-    return torch.cuda.device(device if device.type == "cuda" else -1)
+def _descriptor(x: Tensor, block: list[int]) -> Any:
+    return _kernels().TensorDescriptor(x, x.shape, x.stride(), block)
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager:
+    """Kernels are launched on the current device."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)

@@ -9,11 +9,12 @@ The program that finishes last for a key head merges the parts.
 import triton
 import triton.language as tl
 
-from models.DPI.attention.triton_prefill import _LN2, _LOWEST, mix
+from models.DPI.attention.triton_prefill import mix
 
-# Columns of `work`, one line a program: the row's first key, its query's index; tiles low ... high - 1 of a band; its
-# keys, the keys of a tile, its tables' addresses, its noise period and its number.
-LEFT, INDEX, LOW, HIGH, START, STOP, STEP, COS, SIN, PERIOD, BAND, COLUMNS = (tl.constexpr(i) for i in range(12))
+# Numbers are written out below, not named: Triton compares named ones with the module's at every launch.
+# A line of `work`, one a program: 0 the row's first key, 1 its query's index; 2, 3 tiles low ... high - 1 of a band;
+# 4, 5 the band's keys start ... stop - 1, 6 the keys of a tile, 7, 8 addresses of its cosines and sines, 9 its noise
+# period and 10 its number.
 
 
 @triton.jit
@@ -43,7 +44,7 @@ def _walk(
         c_key = tl.load(cos + near, mask=used, other=0.0)
         s_key = tl.load(sin + near, mask=used, other=0.0)
     acc = tl.zeros([BLOCK_GROUP, BLOCK_D], tl.float32)
-    top = tl.full([BLOCK_GROUP], _LOWEST, tl.float32)
+    top = tl.full([BLOCK_GROUP], -1.0e30, tl.float32)
     total = tl.zeros([BLOCK_GROUP], tl.float32)
     for tile in tl.range(low, high, num_stages=STAGES):
         first_key = tile * step
@@ -86,19 +87,19 @@ def decode_kernel(
     HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_D: tl.constexpr, BN: tl.constexpr, RELATIVE: tl.constexpr,
     POOL: tl.constexpr, BLOCK_MEMBERS: tl.constexpr, BLOCK_SPLITS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """See `triton.attend_one`. work: (B, splits, COLUMNS) int64; numbers: (B, 1 + 2 BANDS HALF) fp32, the noise's
+    """See `triton.attend_one`. work: (B, splits, 11) int64; numbers: (B, 1 + 2 BANDS HALF) fp32, the noise's
     deviation and the query's tables.
     """
     split, plane = tl.program_id(0), tl.program_id(1)
     batch, kv_head = plane // num_kv_heads, plane % num_kv_heads
-    work += (batch * splits + split) * COLUMNS
-    left, index = tl.load(work + LEFT).to(tl.int32), tl.load(work + INDEX).to(tl.int32)
-    low, high = tl.load(work + LOW).to(tl.int32), tl.load(work + HIGH).to(tl.int32)
-    start, stop = tl.load(work + START).to(tl.int32), tl.load(work + STOP).to(tl.int32)
-    step, period = tl.load(work + STEP).to(tl.int32), tl.load(work + PERIOD).to(tl.int32)
-    cos = tl.multiple_of(tl.load(work + COS).to(tl.pointer_type(tl.float32)), 16)
-    sin = tl.multiple_of(tl.load(work + SIN).to(tl.pointer_type(tl.float32)), 16)
-    band = tl.load(work + BAND).to(tl.int32)
+    work += (batch * splits + split) * 11
+    left, index = tl.load(work).to(tl.int32), tl.load(work + 1).to(tl.int32)
+    low, high = tl.load(work + 2).to(tl.int32), tl.load(work + 3).to(tl.int32)
+    start, stop = tl.load(work + 4).to(tl.int32), tl.load(work + 5).to(tl.int32)
+    step, period = tl.load(work + 6).to(tl.int32), tl.load(work + 9).to(tl.int32)
+    cos = tl.multiple_of(tl.load(work + 7).to(tl.pointer_type(tl.float32)), 16)
+    sin = tl.multiple_of(tl.load(work + 8).to(tl.pointer_type(tl.float32)), 16)
+    band = tl.load(work + 10).to(tl.int32)
 
     member = tl.arange(0, BLOCK_GROUP)
     head = kv_head * GROUP + tl.minimum(member, GROUP - 1)
@@ -150,14 +151,14 @@ def _merge(
     member = tl.arange(0, BLOCK_MEMBERS)
     d = tl.arange(0, BLOCK_D)
     real = (member < GROUP)[:, None] & (d < 2 * HALF)[None, :]
-    top = tl.full([BLOCK_MEMBERS], _LOWEST, tl.float32)
+    top = tl.full([BLOCK_MEMBERS], -1.0e30, tl.float32)
     total = tl.zeros([BLOCK_MEMBERS], tl.float32)
     acc = tl.zeros([BLOCK_MEMBERS, BLOCK_D], tl.float32)
     for begin in range(0, splits, BLOCK_SPLITS):
         number = begin + tl.arange(0, BLOCK_SPLITS)
         row = (plane * splits + number)[:, None] * BLOCK_GROUP + member[None, :]
         there = (number < splits)[:, None] & (member < GROUP)[None, :]
-        part_tops = tl.load(tops + 2 * row, mask=there, other=_LOWEST, cache_modifier=".cg")
+        part_tops = tl.load(tops + 2 * row, mask=there, other=-1.0e30, cache_modifier=".cg")
         part_totals = tl.load(tops + 2 * row + 1, mask=there, other=0.0, cache_modifier=".cg")
         part = tl.load(
             parts + row.to(tl.int64)[:, :, None] * BLOCK_D + d[None, None, :],
@@ -171,4 +172,4 @@ def _merge(
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
     tl.store(out + member.to(tl.int64)[:, None] * out_head + d[None, :], acc.to(out.dtype.element_ty), mask=real)
     if lse is not None:
-        tl.store(lse + member, (top + tl.log2(total)) * _LN2, mask=member < GROUP)
+        tl.store(lse + member, (top + tl.log2(total)) * 0.6931471805599453, mask=member < GROUP)
