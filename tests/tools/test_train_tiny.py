@@ -15,23 +15,7 @@ from tools.tiny_data import BOS, EOS, Batches, Corpus, read_texts, train_tokeniz
 from tools.train_tiny import LOG_NAME, Recipe, WeightedLoss, build_model, build_optimizer, main, sharpen, train
 
 WINDOW = 251
-WORDS = [
-    "the",
-    "sea",
-    "and",
-    "a",
-    "ship",
-    "went",
-    "out",
-    "of",
-    "harbour",
-    "before",
-    "dawn",
-    "nobody",
-    "saw",
-    "her",
-    "go",
-]
+WORDS = ["the", "sea", "and", "a", "ship", "went", "out", "of", "harbour", "before", "dawn", "nobody", "saw", "407"]
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +140,7 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
 
 
 def test_learns(batches: Batches, tokenizer) -> None:
-    """The made-up text has 15 words; a few steps bring its loss far below a guess."""
+    """The made-up text has 14 words; a few steps bring its loss far below a guess."""
     recipe = Recipe(
         layers=1, hidden_size=48, intermediate_size=64, heads=2, kv_heads=1, head_dim=24, window=WINDOW,
         steps=30, batch_size=20, warmup_steps=3, learning_rate=0.01,
