@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.config import ExperimentConfig
+from pipeline.config import ExperimentConfig, build_config
 from pipeline.errors import UserError
 from tasks import get_task
 from tasks.leval import build_prompt
@@ -27,8 +27,8 @@ def input_lengths(
     folder: the benchmark's jsonl files. records: at most so many a data set; of L-Eval, documents with their first
     instruction. Returns a table with the columns task, dataset, tokenizer, tokens, one row a prompt and tokenizer.
     """
-    cfg = ExperimentConfig(model="tiny", exp_name="lengths", method="repro_original", task=task, max_pe=1,
-                           data_dir=folder)  # fmt: skip
+    content = {"model": "-", "exp_name": "lengths", "method": "repro_original", "task": task, "max_pe": 1}
+    cfg = build_config({**content, "data_dir": folder}, "lengths")
     rows: list[tuple[str, str, str, int]] = []
     missing = []
     for dataset in tqdm(get_task(task).known_datasets(cfg), desc=task, unit="data set", leave=False):
@@ -41,6 +41,11 @@ def input_lengths(
             encoded = tokenizer(texts, verbose=False)["input_ids"] if texts else []
             rows += [(task, dataset, name, len(ids)) for ids in encoded]
     return pd.DataFrame(rows, columns=COLUMNS), missing
+
+
+def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables of the same columns as one; empty ones add nothing."""
+    return pd.concat([table for table in tables if len(table)] or list(tables)[:1], ignore_index=True)
 
 
 def _prompts(cfg: ExperimentConfig, dataset: str) -> Iterator[str]:

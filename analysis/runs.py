@@ -6,17 +6,16 @@ import math
 from typing import Any
 
 import pandas as pd
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from analysis.study import Params, Subject, each_method
 from benchmarks.losses import loss_beyond_window
-from pipeline.config import ExperimentConfig
+from pipeline.config import ExperimentConfig, build_config
 from pipeline.engine import ModelEngine
 from pipeline.figures import style_of
 from pipeline.report import COMPLETE, Experiment
 from tasks.needle import NeedleTask
+from tasks.pg19 import cumulative_losses, score_lines
 
 ANSWER_TOKENS = 12
 """A pass key has six digits."""
@@ -26,19 +25,15 @@ def needles(subject: Subject) -> list[Experiment]:
     """Pass keys at the study's lengths and depths, greedy answers, one trial a cell; an experiment a method."""
     study = subject.study
     task = NeedleTask()
+    lengths = [length / 1000 for length in study.needles]
     found = []
     for name, params in each_method(study.methods(study.longest), "needles"):
-        cells: list[dict[str, Any]] = []
-        subject.put(name, params, None if name == "repro_original" else study.longest)
-        for length in study.needles:
-            cfg = _config(subject, name, params, task="needle", max_pe=study.longest, min_k=length / 1000,
-                          max_k=length / 1000, times=1, max_new_tokens=ANSWER_TOKENS)  # fmt: skip
-            engine = ModelEngine(cfg, subject.model, subject.tokenizer)
-            records = list(task.records(cfg, "needle"))
-            chosen = records[:: len(records) // study.depths]
-            lines = [task.predict(engine, "needle", record) for record in tqdm(chosen, leave=False)]
-            cells += task.score(cfg, {"needle": lines})["result.json"]
-        found.append(_experiment(subject, name, params, cells))
+        cfg = _config(subject, name, params, task="needle", lengths=lengths, depths=study.depths, times=1,
+                      max_new_tokens=ANSWER_TOKENS)  # fmt: skip
+        engine = _engine(subject, cfg)
+        records = list(task.records(cfg, "needle"))
+        lines = [task.predict(engine, "needle", one) for one in tqdm(records, unit="prompt", leave=False)]
+        found.append(_experiment(cfg, study.window, task.score(cfg, {"needle": lines})))
     return found
 
 
@@ -48,20 +43,12 @@ def perplexity(subject: Subject, texts: list[str]) -> list[Experiment]:
     ids = subject.tokens(texts, study.longest)
     found = []
     for name, params in each_method(study.methods(study.longest), "perplexity"):
-        subject.put(name, params, None if name == "repro_original" else study.longest)
-        engine = ModelEngine(_config(subject, name, params, max_pe=study.longest), subject.model, subject.tokenizer)
-        losses = torch.stack([engine.token_losses(one[0].tolist()) for one in tqdm(ids, leave=False)])
-        found.append(_experiment(subject, name, params, perplexity_by_length(losses, study.step)))
+        cfg = _config(subject, name, params, task="pg19", step=study.step)
+        engine = _engine(subject, cfg)
+        losses = [engine.token_losses(one[0].tolist()) for one in tqdm(ids, unit="text", leave=False)]
+        lines = [cumulative_losses(loss.double().tolist(), study.step) for loss in losses]
+        found.append(_experiment(cfg, study.window, score_lines(lines, study.step)))
     return found
-
-
-def perplexity_by_length(losses: Tensor, step: int) -> dict[str, float]:
-    """exp of the mean loss of the tokens 1 … L − 1 of all texts, by L = step, 2 step, …
-
-    losses: (texts, n − 1), of tokens 1 … n − 1 in nats.
-    """
-    lengths = range(step, losses.shape[1] + 2, step)
-    return {str(length): math.exp(losses[:, : length - 1].double().mean()) for length in lengths if length > 1}
 
 
 def sweep(subject: Subject, texts: list[str], settings: list[tuple[str, str, float, Params]]) -> pd.DataFrame:
@@ -112,16 +99,20 @@ def group_settings(window: int, target: int) -> list[tuple[str, str, float, Para
 
 
 def _config(subject: Subject, method: str, params: Params, **settings: Any) -> ExperimentConfig:
-    content = {"task": "pg19", **settings}
-    return ExperimentConfig(
-        model=subject.study.model, exp_name="notebook", method=method, params=params,
-        ori_max_position_embeddings=subject.study.window, **content,
-    )  # fmt: skip
-
-
-def _experiment(subject: Subject, method: str, params: Params, result: Any) -> Experiment:
     study = subject.study
+    common = {"model": study.model, "ori_max_position_embeddings": study.window, "max_pe": study.longest}
+    content = {**common, "exp_name": "notebook", "method": method, "params": params, **settings}
+    return build_config(content, f"notebook, {method}")
+
+
+def _engine(subject: Subject, cfg: ExperimentConfig) -> ModelEngine:
+    """The subject with the configuration's method on it. The original is measured where it breaks, too."""
+    model = subject.put(cfg.method, cfg.params, cfg.max_pe)
+    return ModelEngine(cfg, model, subject.tokenizer)
+
+
+def _experiment(cfg: ExperimentConfig, window: int, results: dict[str, Any]) -> Experiment:
     return Experiment(
-        name=style_of(method)[0], method=method, model=study.model, window=study.window, target=study.longest,
-        params=params, status=COMPLETE, results={"result.json": result},
+        name=style_of(cfg.method)[0], method=cfg.method, model=cfg.model, window=window, target=cfg.max_pe,
+        params=cfg.params, status=COMPLETE, results=results,
     )  # fmt: skip

@@ -116,7 +116,7 @@ class Subject:
 
         Raises ValueError if none has.
         """
-        found = []
+        found: list[Tensor] = []
         for text in texts:
             # A token has rarely more than eight characters: a book need not be tokenised whole.
             ids = self.tokenizer(text[: 16 * length], return_tensors="pt", verbose=False)["input_ids"]

@@ -11,11 +11,14 @@ from pipeline.errors import UserError
 from pipeline.report import average, flatten, read_experiment
 from tasks import get_task
 
-COLUMNS = ["task", "model", "method", "experiment", "target", "score", "datasets"]
+COLUMNS = ["task", "model", "method", "experiment", "target", "score", "datasets", "complete"]
 
 
 def collect_trends(results: Path, task_name: str) -> pd.DataFrame:
-    """Scored experiments of a benchmark that know their target: one row each, `score` the mean over `datasets`."""
+    """Scored experiments of a benchmark that know their target: one row each, `score` the mean over `datasets`.
+
+    complete: whether every record has a prediction.
+    """
     task = get_task(task_name)
     try:
         folders = store.list_experiments(results, task)
@@ -30,6 +33,7 @@ def collect_trends(results: Path, task_name: str) -> pd.DataFrame:
         mean = average(scores)
         if mean is not None:
             model = (experiment.model or "").rstrip("/").split("/")[-1]
-            row = (task_name, model, experiment.method, experiment.name, experiment.target, mean, len(scores))
-            rows.append(row)
+            complete = not experiment.needs_mark
+            rows.append((task_name, model, experiment.method, experiment.name, experiment.target, mean, len(scores),
+                         complete))  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS).sort_values("target", kind="stable", ignore_index=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,8 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from analysis.pictures.style import tidy
 from pipeline.figures import WINDOW_COLOUR
 
-# Tokenizers are no methods: greys and one blue-green pair, told apart by hatching too.
-FILLS = ("#4D4D4D", "#B5B5B5", "#7A9DB5", "#D9E4EC")
+# Tokenizers are no methods: pale colours that differ in lightness, none of them a method's.
+FILLS = ("#8C9DA8", "#DDE4E8", "#B9A88F", "#EFE6D8")
 
 
 def draw(lengths: pd.DataFrame, windows: Sequence[int]) -> Figure:
@@ -34,7 +35,7 @@ def draw(lengths: pd.DataFrame, windows: Sequence[int]) -> Figure:
         layout="constrained",
         sharex=True,
     )
-    handles = []
+    handles: list[Any] = []
     for axis, task in zip(axes.flat, tasks, strict=True):
         height = 0.8 / len(tokenizers)
         handles = []
@@ -45,7 +46,7 @@ def draw(lengths: pd.DataFrame, windows: Sequence[int]) -> Figure:
                 groups, orientation="horizontal", widths=0.85 * height, whis=(5, 95), showfliers=False,
                 positions=np.arange(len(groups)) + (nth - (len(tokenizers) - 1) / 2) * height, patch_artist=True,
                 boxprops={"facecolor": FILLS[nth % len(FILLS)], "edgecolor": "#333333", "linewidth": 0.7},
-                medianprops={"color": "#D55E00", "linewidth": 1.3}, whiskerprops={"linewidth": 0.8},
+                medianprops={"color": "black", "linewidth": 1.3}, whiskerprops={"linewidth": 0.8},
                 capprops={"linewidth": 0.8},
             )  # fmt: skip
             handles.append(boxes["boxes"][0])

@@ -72,11 +72,18 @@ def _interpolation(axis: Axes) -> None:
     def logit(distance: torch.Tensor) -> torch.Tensor:
         return (1.9 * distance + 1.25).cos() + 0.25 * (0.3 * distance).cos()
 
-    ends = logit(torch.tensor([float(low), low + 1.0]))
+    ends = logit(torch.tensor([float(low), low + 1.0])).tolist()
     mixed = (1 - weight) * ends[0] + weight * ends[1]
-    axis.plot(fine, logit(fine), color="#0072B2", linewidth=1.2, label="rotation by a fraction")
+    axis.plot(fine.numpy(), logit(fine).numpy(), color="#0072B2", linewidth=1.2, label="rotation by a fraction")
     whole = torch.arange(1.0, 5.0)
-    axis.plot(whole, logit(whole), "o", color="#222222", markersize=6, label="integer distances, seen in training")
+    axis.plot(
+        whole.numpy(),
+        logit(whole).numpy(),
+        "o",
+        color="#222222",
+        markersize=6,
+        label="integer distances, seen in training",
+    )
     axis.plot([low, low + 1], ends, color=HEAD, linewidth=1.8)
     axis.plot(low + weight, mixed, "D", color=HEAD, markersize=7, label="GALI: (1 − w) · left + w · right")
     bottom = float(logit(fine).min()) - 0.35
@@ -100,7 +107,7 @@ def _bands(axis: Axes) -> None:
     # Within the window the only band is the model's own: a tail without a head.
     head = (found.band == 0) & (torch.arange(LENGTH)[:, None] >= WINDOW)
     kind = torch.where(found.band < 0, float("nan"), torch.where(head, 0.0, 1.0))
-    axis.imshow(kind, cmap=ListedColormap([PALE_HEAD, PALE_TAIL]), vmin=0, vmax=1, interpolation="nearest")
+    axis.imshow(kind.numpy(), cmap=ListedColormap([PALE_HEAD, PALE_TAIL]), vmin=0, vmax=1, interpolation="nearest")
     for i in range(LENGTH):
         for j in range(i + 1):
             value = float(found.distance[i, j])

@@ -33,11 +33,11 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 def draw(results: list[dict[str, Any]]) -> Figure:
     """Prefill in TFLOP/s on the left, decoding in GB/s on the right; longer bars are faster."""
-    kinds = (
+    kinds = [
         ("prefill", [r for r in results if r["queries"] > 1], 1e-9, "TFLOP/s"),
         ("decoding, one query", [r for r in results if r["queries"] == 1], 1e-6, "GB/s"),
-    )
-    kinds = tuple(kind for kind in kinds if kind[1])
+    ]
+    kinds = [kind for kind in kinds if kind[1]]
     rows = max(len(kind[1]) for kind in kinds)
     figure, axes = plt.subplots(
         1, len(kinds), figsize=(0.6 + 5.4 * len(kinds), 1.2 + 0.55 * rows), squeeze=False, layout="constrained"

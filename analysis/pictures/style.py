@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ DASHES = (0, (4, 2))
 GRID = "#E5E5E5"
 MAP = "cividis"
 # Ids and dates would make every run's files differ.
-SVG_OPTIONS = {"svg.hashsalt": "gali", "svg.fonttype": "path"}
+SVG_OPTIONS: Any = {"svg.hashsalt": "gali", "svg.fonttype": "path"}
 
 
 def publish(figure: Figure, name: str, folder: Path, dpi: int = 120) -> Image:
@@ -31,10 +31,10 @@ def publish(figure: Figure, name: str, folder: Path, dpi: int = 120) -> Image:
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
-    options = {"bbox_inches": "tight", "facecolor": "white", "dpi": dpi}
+    common: dict[str, Any] = {"bbox_inches": "tight", "facecolor": "white", "dpi": dpi}
     with plt.rc_context(SVG_OPTIONS):
-        figure.savefig(path, metadata={"Software": None}, pil_kwargs={"optimize": True}, **options)
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None}, **options)
+        figure.savefig(path, metadata={"Software": None}, pil_kwargs={"optimize": True}, **common)
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None}, **common)
     plt.close(figure)
     return Image(filename=str(path))
 
@@ -57,7 +57,7 @@ def describe(params: Mapping[str, object]) -> str:
     return ", ".join(values) or "no parameters"
 
 
-def tidy(axis: Axes, grid: str = "both") -> None:
+def tidy(axis: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
     """Grid lines behind the data, no frame above and right."""
     axis.grid(axis=grid, color=GRID, linewidth=0.7)
     axis.set_axisbelow(True)
@@ -73,3 +73,10 @@ def mark_window(axis: Axes, window: float, *, label: str | None = None, top: boo
         fontsize=8, color=WINDOW_COLOUR,
         bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
     )  # fmt: skip
+
+
+def note(text: str) -> None:
+    """A line of Markdown among a notebook's pictures."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(text))

@@ -54,7 +54,10 @@ def _fraction(value: float) -> str:
 
 
 def draw_trends(trends: pd.DataFrame) -> Figure:
-    """Mean scores over target lengths: a panel a benchmark and model, a line a method."""
+    """Mean scores over target lengths: a panel a benchmark and model, a line a method, its best experiment a point.
+
+    Points of incomplete experiments are hollow.
+    """
     panels = list(trends.groupby(["task", "model"], sort=False))
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -66,9 +69,12 @@ def draw_trends(trends: pd.DataFrame) -> Figure:
         axis.set_visible(False)
     for axis, ((task, model), table) in zip(axes.flat, panels, strict=False):
         for method, points in table.groupby("method", sort=False):
-            best = points.groupby("target")["score"].max()
+            best = points.loc[points.groupby("target")["score"].idxmax()]
             label, colour, marker = style_of(str(method))
-            (used[label],) = axis.plot(best.index / 1024, best, color=colour, marker=marker, linewidth=1.6)
+            (used[label],) = axis.plot(best["target"] / 1024, best["score"], color=colour, marker=marker, linewidth=1.6)
+            hollow = best[~best["complete"]]
+            axis.plot(hollow["target"] / 1024, hollow["score"], linestyle="none", marker=marker, color=colour,
+                      markerfacecolor="white")  # fmt: skip
         axis.set_xticks(sorted(set(table["target"] / 1024)))
         axis.set_xlabel("target length, × 1,024 tokens")
         axis.set_ylabel("mean score over data sets")
