@@ -11,7 +11,7 @@ from torch import Tensor
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def distance_groups(length: int, window: int, per_window: int = 4) -> list[tuple[int, int]]:
+def distance_groups(length: int, window: int, per_window: int = 2) -> list[tuple[int, int]]:
     """Groups [low, high) of distances, W / per_window wide, up to the longest distance."""
     width = max(1, window // per_window)
     return [(low, min(low + width, length)) for low in range(0, length, width)]

@@ -51,16 +51,18 @@ def perplexity(subject: Subject, texts: list[str]) -> list[Experiment]:
     return found
 
 
-def sweep(subject: Subject, texts: list[str], settings: list[tuple[str, str, float, Params]]) -> pd.DataFrame:
-    """Mean loss beyond the window for settings (method, line, x, parameters), as a table of those and `loss`.
+def sweep(
+    subject: Subject, texts: list[str], length: int, settings: list[tuple[str, str, float, Params]]
+) -> pd.DataFrame:
+    """Mean loss beyond the window of `length` tokens, for settings (method, line, x, parameters), as a table.
 
-    Raises ValueError for one that does not reach the study's longest length.
+    Its columns are method, line, x and loss. Raises ValueError for a setting that does not reach the length.
     """
     study = subject.study
-    ids = subject.tokens(texts, study.longest)
+    ids = subject.tokens(texts, length)
     rows = []
     for method, line, x, params in tqdm(settings, desc="sweep", unit="setting", leave=False):
-        model = subject.put(method, params, study.longest)
+        model = subject.put(method, params, length)
         loss = sum(loss_beyond_window(model, one, study.window) for one in ids) / len(ids)
         rows.append((method, line, x, loss))
     return pd.DataFrame(rows, columns=["method", "line", "x", "loss"])
@@ -68,7 +70,7 @@ def sweep(subject: Subject, texts: list[str], settings: list[tuple[str, str, flo
 
 def local_window_settings(window: int) -> list[tuple[str, str, float, Params]]:
     """GALI's ω as a share of W, chunk-free and in chunks of 3W/8."""
-    shares = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)
+    shares = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)
     chunks = {"chunk-free": 1, "chunk 3W/8": 3 * window // 8}
     return [
         ("dpi", line, share, {"local_window": int(share * window), "chunk_coe": chunk})
@@ -93,7 +95,7 @@ def group_settings(window: int, target: int) -> list[tuple[str, str, float, Para
     settings = []
     for line, neighbours in (("w = W/4", window // 4), ("w = W/2", window // 2), ("w = 3W/4", 3 * window // 4)):
         least = math.ceil((target - neighbours) / (window - neighbours))
-        for group in sorted({least, math.ceil(1.5 * least), 2 * least, 3 * least}):
+        for group in sorted({least, math.ceil(1.5 * least), 2 * least}):
             settings.append(("repro_se", line, float(group), {"group_size": group, "window_size": neighbours}))
     return settings
 

@@ -58,16 +58,16 @@ def draw(lengths: pd.DataFrame, windows: Sequence[int]) -> Figure:
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: f"{tokens / 1000:g}"))
         axis.set_xlabel("length of a prompt, thousand tokens")
-        axis.set_title(task, fontsize=10)
+        axis.set_title(task, fontsize=10, pad=14)
         for window in windows:
             axis.axvline(window, color=WINDOW_COLOUR, linewidth=0.9, linestyle=(0, (4, 2)), zorder=1)
-            axis.annotate(f"{window / 1024:g}k", (window, 1), xycoords=("data", "axes fraction"), xytext=(2, -9),
-                          textcoords="offset points", fontsize=7, color=WINDOW_COLOUR)  # fmt: skip
+            axis.annotate(f"{window / 1024:g}k", (window, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
+                          textcoords="offset points", fontsize=7, color=WINDOW_COLOUR, ha="center")  # fmt: skip
         tidy(axis, "x")
+    labels = [f"tokenizer of {name}" for name in tokenizers]
     axes.flat[-1].legend(
-        handles, [f"tokenizer of {name}" for name in tokenizers], fontsize=8, frameon=False, loc="lower left",
-        bbox_to_anchor=(1.0, 0.0),
-    )  # fmt: skip
+        handles[::-1], labels[::-1], fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(1.0, 0.0)
+    )
     return figure
 
 

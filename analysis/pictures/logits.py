@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
@@ -17,24 +20,35 @@ ZOOM = 14
 """Distances of the closest view."""
 
 
-def draw(pairs: Pairs, inv_freq: Tensor, window: int, longest: int) -> Figure:
-    """Three panels: one pair closely, how often rotation overshoots, and all pairs over all distances.
+@dataclass(frozen=True)
+class Sample:
+    """Pairs of one model, its frequencies (D/2,) in radians a position, and its window in tokens."""
 
-    longest: the largest distance shown, in tokens.
-    """
-    figure, axes = plt.subplots(1, 3, figsize=(13.2, 3.7), layout="constrained")
-    found = overshoot(pairs, torch.arange(ZOOM), 0.5, inv_freq)
-    everywhere = overshoot(pairs, torch.arange(0, window, 7), 0.5, inv_freq)
-    _one_pair(axes[0], pairs, int(found.beyond.max(1).values.argmax()), inv_freq)
-    _shares(axes[1], everywhere)
-    _all_distances(axes[2], pairs, inv_freq, window, longest)
-    for axis in axes:
-        tidy(axis)
+    model: str
+    pairs: Pairs
+    inv_freq: Tensor
+    window: int
+
+
+def draw(samples: Sequence[Sample]) -> Figure:
+    """A row a model: one pair closely, how often rotation overshoots, and all pairs over four windows."""
+    figure, axes = plt.subplots(
+        len(samples), 3, figsize=(13.2, 3.7 * len(samples)), squeeze=False, layout="constrained"
+    )
+    for row, sample in zip(axes, samples, strict=True):
+        near = overshoot(sample.pairs, torch.arange(ZOOM), 0.5, sample.inv_freq)
+        everywhere = overshoot(sample.pairs, torch.arange(0, sample.window, 7), 0.5, sample.inv_freq)
+        _one_pair(row[0], sample, int(near.beyond.max(1).values.argmax()))
+        _shares(row[1], everywhere)
+        _all_distances(row[2], sample)
+        for axis in row:
+            tidy(axis)
     return figure
 
 
-def _one_pair(axis: Axes, pairs: Pairs, pair: int, inv_freq: Tensor) -> None:
+def _one_pair(axis: Axes, sample: Sample, pair: int) -> None:
     """The pair with the largest overshoot: integers, the rotation between them, and the interpolation."""
+    pairs, inv_freq = sample.pairs, sample.inv_freq
     only = Pairs(pairs.query[pair : pair + 1], pairs.key[pair : pair + 1], pairs.layer[pair : pair + 1], pairs.scaling)
     whole, fine = torch.arange(ZOOM + 1), torch.linspace(0, ZOOM, 40 * ZOOM + 1)
     at_integers, between = (logit_curves(only, d, inv_freq)[0] for d in (whole, fine))
@@ -49,7 +63,7 @@ def _one_pair(axis: Axes, pairs: Pairs, pair: int, inv_freq: Tensor) -> None:
     axis.plot(whole, at_integers, "o", markersize=4, color=INTEGER, label="integer positions")
     axis.set_xlabel("relative distance, tokens")
     axis.set_ylabel("attention logit")
-    axis.set_title(f"one query and key of layer {int(pairs.layer[pair])}", fontsize=10)
+    axis.set_title(f"{sample.model}: one query and key of layer {int(pairs.layer[pair])}", fontsize=10)
     low, high = float(between.min()), float(between.max())
     axis.set_ylim(low - 0.05 * (high - low), high + 0.42 * (high - low))
     axis.legend(fontsize=7.5, frameon=False, loc="upper center", ncols=2)
@@ -71,15 +85,17 @@ def _shares(axis: Axes, found: Overshoot) -> None:
     axis.legend(fontsize=8, frameon=False, loc="upper right")
 
 
-def _all_distances(axis: Axes, pairs: Pairs, inv_freq: Tensor, window: int, longest: int) -> None:
+def _all_distances(axis: Axes, sample: Sample) -> None:
     """Median and middle 90 % of all pairs' logits over integer distances."""
-    distances = torch.linspace(0, longest, 500).round().unique()
-    curves = logit_curves(pairs, distances, inv_freq)
+    distances = torch.linspace(0, 4 * sample.window, 300).round().unique()
+    curves = logit_curves(sample.pairs, distances, sample.inv_freq)
     low, middle, high = (curves.quantile(q, dim=0) for q in (0.05, 0.5, 0.95))
     axis.fill_between(distances, low, high, color="#BBBBBB", linewidth=0, label="middle 90 % of pairs")
     axis.plot(distances, middle, color=INTEGER, linewidth=1.2, label="median")
-    mark_window(axis, window, top=False)
+    mark_window(axis, sample.window, top=False)
     axis.set_xlabel("relative distance, tokens")
     axis.set_ylabel("attention logit")
+    low_end, high_end = axis.get_ylim()
+    axis.set_ylim(low_end, high_end + 0.2 * (high_end - low_end))
     axis.set_title("all pairs, integer positions", fontsize=10)
     axis.legend(fontsize=8, frameon=False, loc="upper right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -10,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
 from analysis.attention_maps import thumbnail
@@ -116,7 +116,10 @@ def draw_differences(table: pd.DataFrame, window: int) -> Figure:
     bars.set_ylabel("mean |difference|,\n% of the original's attention")
     boxes.set_ylabel("method / original, key by key\n(box: quartiles, line: 5 to 95 %)")
     boxes.axhline(0, color="#4D4D4D", linewidth=0.9)
-    boxes.yaxis.set_major_formatter(FuncFormatter(lambda power, _: f"{10**power:g}" if power == round(power) else ""))
+    low, high = boxes.get_ylim()
+    ratios = [digit * 10.0**power for power in range(-9, 9) for digit in (1, 2, 5)]
+    shown = [ratio for ratio in ratios if low < math.log10(ratio) < high]
+    boxes.set_yticks([math.log10(ratio) for ratio in shown], [f"{ratio:g}" for ratio in shown])
     boxes.set_xticks(range(len(groups)), [f"{low:,}–{high - 1:,}" for low, high in groups], fontsize=8)
     boxes.set_xlabel("relative distance i − j, tokens")
     edge = next((n for n, (low, _) in enumerate(groups) if low >= window), len(groups)) - 0.5
