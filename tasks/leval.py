@@ -188,7 +188,7 @@ class LEval(Task):
             scored = [line for line in its_lines if line.get("evaluation") in EVALUATIONS]
             if scored:
                 detail[dataset] = score_dataset(dataset, scored)
-        result = {dataset: metrics["LEval_score"] for dataset, metrics in detail.items()}
+        result = {dataset: {"LEval_score": metrics["LEval_score"]} for dataset, metrics in detail.items()}
         averages = {
             kind: average([{"score": detail[name]["LEval_score"], "stderr": detail[name]["stderr"]} for name in named])
             for kind, names in (("closed_ended", CLOSED_ENDED), ("open_ended", OPEN_ENDED))

@@ -7,8 +7,8 @@ it bounds memory and changes no number, for any method.
 
 The perplexity at length L (1024, 2048, …, multiples of `step`, up to `max_pe`) is that of the first L tokens: exp of
 the mean of ℓ_1 … ℓ_{L−1}, over the texts that have at least L tokens. `result.json` holds the token-weighted mean: one
-mean over all scored tokens of all texts. `result_detail.json` also holds the paper's number, the mean over texts of each text's
-perplexity, with its standard error.
+mean over all scored tokens of all texts. `result_detail.json` also holds the paper's number, the mean over texts of
+each text's perplexity, with its standard error.
 
 Methods whose scale depends on the number of tokens (Dyn-NTK, ChunkLlama) see the whole text's number throughout.
 

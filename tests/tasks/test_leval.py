@@ -58,11 +58,12 @@ def test_scores_are_those_of_the_official_scorer(shared_data):
             for part, metrics in wanted["metrics"].items():
                 numbers = {key: value for key, value in metrics.items() if not key.startswith("display")}
                 assert {key: detail[part][key] for key in numbers} == pytest.approx(numbers, abs=0.01)
-            assert documents["result.json"][dataset] == pytest.approx((96 + 98 + 44) / 3, abs=0.01)
+            assert documents["result.json"][dataset]["LEval_score"] == pytest.approx((96 + 98 + 44) / 3, abs=0.01)
         else:
             found = {key: detail[key] for key in wanted["metrics"]}
             assert found == pytest.approx(wanted["metrics"], abs=0.01), dataset
-            assert documents["result.json"][dataset] == pytest.approx(wanted["metrics"]["LEval_score"], abs=0.01)
+            score = documents["result.json"][dataset]["LEval_score"]
+            assert score == pytest.approx(wanted["metrics"]["LEval_score"], abs=0.01)
 
 
 def test_standard_errors_of_every_kind(shared_data):
@@ -247,7 +248,7 @@ def test_science_fiction_scores_document_and_world():
     detail = found["result_detail.json"]["datasets"]["sci_fi"]
     assert detail["loyalty score"]["exact_match"] == 50.0
     assert detail["fact score"]["exact_match"] == 50.0
-    assert found["result.json"] == {"sci_fi": 50.0}
+    assert found["result.json"] == {"sci_fi": {"LEval_score": 50.0}}
     # A record's score is the mean of its two marks: 1, 1/2, 0, 1/2.
     assert detail["stderr"] == pytest.approx(100 * bootstrap_stderr([1.0, 0.5, 0.0, 0.5]), abs=1e-3)
 
@@ -264,7 +265,7 @@ def test_topics_by_turn_even_where_a_prediction_is_missing():
 def test_fields_of_other_programs():
     named = {"m-4k_pred": "A", "gt": "A", "evaluation": "exam"}
     judged = {"m-4k_pred": "A", "gt": "A", "evaluation": "LLM"}
-    assert TASK.score(None, {"tpo.pred": [named, judged]})["result.json"] == {"tpo": 100.0}
+    assert TASK.score(None, {"tpo.pred": [named, judged]})["result.json"] == {"tpo": {"LEval_score": 100.0}}
     with pytest.raises(UserError, match="'other' is no data set of leval"):
         TASK.score(None, {"other": [named]})
     with pytest.raises(UserError, match="'tpo': predictions have neither 'pred'"):
@@ -289,7 +290,7 @@ def test_a_few_documents_end_to_end(shared_data):
             assert len(engine.calls) == (2 if dataset == "sci_fi" else 1)
             assert item["instruction"] in engine.calls[0].prompt
             assert len(lines[dataset]) == 1 or lines[dataset][0]["query"] != lines[dataset][-1]["query"]
-    assert TASK.score(cfg, lines)["result.json"] == dict.fromkeys(lines, 100.0)
+    assert TASK.score(cfg, lines)["result.json"] == dict.fromkeys(lines, {"LEval_score": 100.0})
 
 
 def test_every_published_prompt_is_used():

@@ -15,6 +15,9 @@ from models.DPI.attention.bands import Band, Segment
 from models.DPI.attention.noise import Noise
 from models.DPI.attention.tables import KeyPositions, rotate
 
+# What names a key table: its frequencies, and the positions of the keys.
+Table = tuple[int, KeyPositions]
+
 # Queries a block: wide enough for the matrix products, narrow enough that borders, which are formed whole, stay cheap.
 # One core, SmolLM2's shape, 16,384 tokens, chunk 3000: 128 4.4 s, 256 4.3 s, 512 5.3 s, 1,024 7.7 s; stock 3.7 s.
 _BLOCK = {"cpu": 256}
@@ -36,11 +39,14 @@ def attend(
     """As `reference.attend`, without the probabilities."""
     past = k.shape[2] - q.shape[2]
     out = torch.empty_like(q)
-    turned: dict[tuple[int, KeyPositions], Tensor] = {}  # rotated keys of the previous segments' tables
+    lengths: dict[Table, int] = {}
+    for band in (band for segment in segments for band in segment.bands):
+        lengths[_table_of(band)] = max(lengths.get(_table_of(band), 0), int(band.stop[-1]))
+    turned: dict[Table, Tensor] = {}  # rotated keys, while consecutive segments share their table
     for segment in segments:
         noisy = noise is not None and segment.noise_std is not None and bool(segment.noise_std.any())
         if not noisy:
-            turned = _rotate_keys(k, segment, turned)
+            turned = _rotate_keys(k, segment, lengths, turned)
         for rows in _blocks(segment, q, k.shape[2] if noisy else 0):
             at = slice(segment.first - past + rows.start, segment.first - past + rows.stop)
             if noisy:
@@ -62,24 +68,22 @@ def _blocks(segment: Segment, q: Tensor, logits_width: int) -> list[slice]:
     return [slice(first, min(first + size, total)) for first in range(0, total, size)]
 
 
-def _table_of(band: Band) -> tuple[int, KeyPositions]:
+def _table_of(band: Band) -> Table:
     return id(band.frequencies), band.keys
 
 
 def _rotate_keys(
-    k: Tensor, segment: Segment, known: dict[tuple[int, KeyPositions], Tensor]
-) -> dict[tuple[int, KeyPositions], Tensor]:
-    """Keys turned by each of the segment's tables, (B, Hkv, n, D); what the segment before turned is extended."""
-    result: dict[tuple[int, KeyPositions], Tensor] = {}
+    k: Tensor, segment: Segment, lengths: dict[Table, int], known: dict[Table, Tensor]
+) -> dict[Table, Tensor]:
+    """Keys turned by each of the segment's tables, (B, Hkv, n, D); n reaches as far as any segment needs the table."""
+    result: dict[Table, Tensor] = {}
     for band in segment.bands:
-        table, n = _table_of(band), int(band.stop[-1])
-        have = result.get(table, known.get(table))
-        if have is None or have.shape[2] < n:
-            done = 0 if have is None else have.shape[2]
-            cos, sin = band.key_tables(n, k.device)
-            more = rotate(k[:, :, done:n], cos[done:], sin[done:])
-            have = more if have is None else torch.cat((have, more), dim=2)
-        result[table] = have
+        table = _table_of(band)
+        if table in known:
+            result[table] = known[table]
+        elif table not in result:
+            cos, sin = band.key_tables(lengths[table], k.device)
+            result[table] = rotate(k[:, :, : lengths[table]], cos, sin)
     return result
 
 
@@ -87,7 +91,7 @@ def _attend_block(
     q: Tensor,
     v: Tensor,
     segment: Segment,
-    turned: dict[tuple[int, KeyPositions], Tensor],
+    turned: dict[Table, Tensor],
     rows: slice,
     scaling: float,
 ) -> Tensor:

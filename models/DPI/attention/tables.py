@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Tables kept per set of frequencies. GALI uses two at a time; a long chunk-free prefill passes through more.
-_CACHED_TABLES = 8
+# Keys whose tables are kept per set of frequencies, 512 MiB at 64 frequencies. GALI uses two tables at a time; a long
+# chunk-free prefill passes through one for each s in every layer.
+_CACHED_KEYS = 1 << 20
 # Tables grow in steps of this many keys, so that decoding rebuilds one only once in so many tokens.
 _GROWTH = 1024
 
@@ -84,7 +85,7 @@ class Frequencies:
             index = torch.arange(capacity, device="cpu" if device.type == "mps" else device)
             found = self.tables(positions(index), device, blend=positions.blend)
         self._tables[slot] = found
-        while len(self._tables) > _CACHED_TABLES:
+        while len(self._tables) > 2 and sum(len(cos) for cos, _ in self._tables.values()) > _CACHED_KEYS:
             self._tables.popitem(last=False)
         cos, sin = found
         return cos[:length], sin[:length]
@@ -99,5 +100,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     work = torch.promote_types(x.dtype, torch.float32)
     cos, sin = cos.to(work), sin.to(work)
     first, second = x[..., :half].to(work), x[..., half : 2 * half].to(work)
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
-    return turned if 2 * half == x.shape[-1] else torch.cat((turned, x[..., 2 * half :]), dim=-1)
+    turned = torch.empty_like(x)
+    turned[..., :half] = first * cos - second * sin
+    turned[..., half : 2 * half] = second * cos + first * sin
+    turned[..., 2 * half :] = x[..., 2 * half :]
+    return turned

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from models.DPI.attention.tables import _CACHED_TABLES, _GROWTH, Frequencies, KeyPositions, rotate
+from models.DPI.attention import tables
+from models.DPI.attention.tables import _GROWTH, Frequencies, KeyPositions, rotate
 from tests.models.DPI.oracle import rope
 
 CPU = torch.device("cpu")
@@ -118,10 +119,11 @@ def test_key_positions_by_hand(keys: KeyPositions, expected: list[float]) -> Non
     assert found.tolist() == expected
 
 
-def test_cached_tables_are_those_computed_afresh() -> None:
+def test_cached_tables_are_those_computed_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was asked for before: growing, shrinking, other positions, evicted tables."""
+    monkeypatch.setattr(tables, "_CACHED_KEYS", 8 * _GROWTH)
     frequencies = Frequencies(_inv_freq())
-    kinds = [KeyPositions(stretch=s, blend=True) for s in range(2, 2 * _CACHED_TABLES)]
+    kinds = [KeyPositions(stretch=s, blend=True) for s in range(2, 16)]
     kinds += [KeyPositions(), KeyPositions(stretch=2), KeyPositions(period=7), KeyPositions(stretch=2, floor=True)]
     generator = torch.Generator().manual_seed(3)
     for _ in range(60):
@@ -133,7 +135,7 @@ def test_cached_tables_are_those_computed_afresh() -> None:
             assert one.shape == (length, 8)
             # libm and its vector form differ in the last place of fp64
             torch.testing.assert_close(one, other, rtol=0, atol=6e-8)
-        assert len(frequencies._tables) <= _CACHED_TABLES
+        assert sum(len(cos) for cos, _ in frequencies._tables.values()) <= 8 * _GROWTH
 
 
 def test_a_table_is_not_rebuilt_for_each_token() -> None:
