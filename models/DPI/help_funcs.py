@@ -25,6 +25,17 @@ def get_chunk_size_list(length: int, window: int, chunk_coe: int | float, past: 
     return sizes
 
 
+def chunk_ends(length: int, window: int, chunk_coe: int | float, past: int = 0) -> Tensor:
+    """Where the chunk of each of tokens past ... length - 1 ends, (length - past,) int64. See `get_chunk_size_list`."""
+    if isinstance(chunk_coe, float):
+        sizes = torch.tensor(get_chunk_size_list(length, window, chunk_coe, past))
+        return (past + sizes.cumsum(0)).repeat_interleave(sizes)
+    index = torch.arange(past, length)
+    first = max(past, window)  # where chunks of `chunk_coe` begin
+    ends = first + torch.div(index - first, chunk_coe, rounding_mode="floor").add_(1).mul_(chunk_coe)
+    return ends.masked_fill_(index < window, window).clamp_(max=length)
+
+
 def stretch(length: Tensor, window: int, local_window: int) -> tuple[Tensor, Tensor]:
     """How far n tokens beyond the window are stretched.
 

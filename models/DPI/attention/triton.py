@@ -286,7 +286,6 @@ def _turn_keys(k: Tensor, turned: Tensor, tables: tuple[tuple[Band, int, int], .
 # Keys of a decoding tile.
 _DECODE_KEYS = 64
 _DECODE_WARPS = 4
-_DECODE_STAGES = 3
 
 
 @dataclass(frozen=True)
@@ -316,7 +315,6 @@ def _prepare_one(
     num_bands = max(len(segment.bands) for segment in segments)
     relative = all(_steps(band.keys) for segment in segments for band in segment.bands)
     half = segments[0].bands[0].frequencies.rotary_dim // 2
-    most = _DECODE_PROGRAMS * _multiprocessors(device) // (batch * kv_heads)
     numbers = torch.zeros(batch, 1 + 2 * num_bands * half)
     lines: list[list[list[int]]] = [[] for _ in range(batch)]
     key_tables = []
@@ -335,14 +333,18 @@ def _prepare_one(
             bands.append([start, stop, step, *addresses, -1 if period is None else period, number])
             tiles.append((start // step, -(-stop // step)) if start < stop else (0, 0))
             values += [table[0] for table in band.query_tables(torch.device("cpu"))]
-        work = [[row.left, segment.first, low, high, *bands[b]] for b, low, high in _shares(tiles, most)]
+        count = sum(high - low for low, high in tiles) * batch * kv_heads
+        programs = _multiprocessors(device) * (2 if count > _MANY_TILES else 1)
+        pieces = _shares(tiles, programs // (batch * kv_heads))
+        work = [[row.left, segment.first, low, high, *bands[b]] for b, low, high in pieces]
         values = torch.cat(values)
         for member in row.rows:
             lines[member] = work
             numbers[member, : len(values)] = values
     splits = max(map(len, lines))
     idle = [0, 0, 0, 0, 0, 0, 1, key_tables[0][0].data_ptr(), key_tables[0][1].data_ptr(), -1, 0]
-    work = torch.tensor([line + [idle] * (splits - len(line)) for line in lines])
+    flat = [number for line in lines for piece in line + [idle] * (splits - len(line)) for number in piece]
+    work = torch.tensor(flat).view(batch, splits, len(idle))  # flat, because nested lists take ten times as long
     planes, group, block_d = batch * kv_heads, heads // kv_heads, _power_of_2(head_dim)
     block_group, block_members = max(16, _power_of_2(group)), _power_of_2(group)
     options = {
@@ -358,7 +360,7 @@ def _prepare_one(
         "POOL": POOL_SIZE,
         "BLOCK_MEMBERS": block_members,
         "BLOCK_SPLITS": max(1, min(_power_of_2(splits), _MERGED // (block_members * block_d))),
-        "STAGES": _DECODE_STAGES,
+        "STAGES": 3 if relative and head_dim <= 128 else 2,  # what shared memory holds
         "num_warps": _DECODE_WARPS,
     }
     return _PreparedOne(
@@ -393,8 +395,9 @@ def _steps(keys: KeyPositions) -> int:
     return 0 if keys.period or keys.stretch > _DECODE_KEYS else _DECODE_KEYS // keys.stretch * keys.stretch
 
 
-# Decoding programs for each multiprocessor.
-_DECODE_PROGRAMS = 2
+# Tiles of a decoding step beyond which a multiprocessor gets two programs: the second hides latency, and costs parts to
+# merge.
+_MANY_TILES = 6144
 # Numbers of the parts that the merge holds in registers at a time.
 _MERGED = 1 << 14
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from models.DPI.attention.bands import EVERY_KEY, Band, Segment
 from models.DPI.attention.noise import Noise
 from models.DPI.attention.tables import KeyPositions
-from models.DPI.help_funcs import get_chunk_size_list, stretch
+from models.DPI.help_funcs import chunk_ends, stretch
 from models.DPI.methods.base import TRUE_POSITIONS, Method, Rope, causal, one_band
 
 Flag = Annotated[int, Field(ge=0, le=1)]
@@ -76,8 +76,7 @@ class DPI(Method):
         """One segment for each s among the queries; s = 1 within the window."""
         if length <= rope.window:
             return one_band(rope, rope.frequencies, past, length)
-        sizes = torch.tensor(get_chunk_size_list(length, rope.window, self.chunk_coe, past))
-        end = (past + sizes.cumsum(0)).repeat_interleave(sizes)  # n of each query: where its chunk ends
+        end = chunk_ends(length, rope.window, self.chunk_coe, past)  # n of each query: where its chunk ends
         s, head = stretch(end, rope.window, self.local_window)
         i = causal(past, length)
         changes = (torch.nonzero(s[1:] != s[:-1]).flatten() + 1).tolist()

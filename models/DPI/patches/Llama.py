@@ -178,7 +178,33 @@ class _NoRotation(nn.Module):
         self.installation.see_positions(x, position_ids)
         one = torch.ones((), dtype=x.dtype, device=x.device)
         shape = (1, x.shape[1], self.installation.rope.rotary_dim)
-        return one.expand(shape), torch.zeros_like(one).expand(shape)
+        return one.expand(shape).as_subclass(_One), torch.zeros_like(one).expand(shape).as_subclass(_Zero)
+
+
+class _One(Tensor):
+    """Cosines that are 1: to multiply by them takes no time, as the stock rotation of a long prompt does."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _PRODUCTS and type(args[0]) is Tensor:
+            return args[0]
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+class _Zero(Tensor):
+    """Sines that are 0, and products with them: to add them takes no time."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _PRODUCTS and type(args[0]) is Tensor:
+            return args[1]
+        if func in _SUMS and type(args[0]) is Tensor:
+            return args[0]
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+_PRODUCTS = {Tensor.mul, Tensor.__mul__, torch.mul}
+_SUMS = {Tensor.add, Tensor.__add__, torch.add}
 
 
 class _Installation:
