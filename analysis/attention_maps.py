@@ -19,18 +19,26 @@ BLOCK = 256
 """Queries whose probabilities exist at a time, for all heads of one layer."""
 
 
-def mean_attention(model: PreTrainedModel, input_ids: Tensor, *, block: int = BLOCK, progress: bool = False) -> Tensor:
+def mean_attention(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    block: int = BLOCK,
+    progress: bool = False,
+) -> Tensor:
     """The average over layers and heads of what each query pays to each key.
 
-    model: with a method installed; it decides how queries and keys are turned. input_ids: (B, T).
-    Returns (B, T, T) fp32 on the model's device: rows sum to 1, and are 0 above the diagonal.
+    model: with a method installed; it decides how queries and keys are turned. input_ids: (B, T). attention_mask:
+    (B, T), 0 for padding.
+    Returns (B, T, T) fp32 on the model's device: rows sum to 1 and are 0 above the diagonal; rows of padding are 0.
     Raises ValueError if the model has no method.
     """
     layers = model.config.num_hidden_layers
     with tqdm(total=layers, unit="layer", leave=False, disable=not progress) as bar:
         average = _Sum(block, bar)
         with observe(model, average), torch.no_grad():
-            model.base_model(input_ids, use_cache=False)
+            model.base_model(input_ids, attention_mask=attention_mask, use_cache=False)
     assert average.total is not None
     return average.total.div_(layers * model.config.num_attention_heads)
 

@@ -62,6 +62,19 @@ def test_within_the_window(folder: Path) -> None:
     torch.testing.assert_close(mean_attention(model, ids), expected, atol=2e-6, rtol=0)
 
 
+def test_padding_has_no_part(folder: Path) -> None:
+    """A left-padded row's map is that of the row alone, behind the padding."""
+    params = {"chunk_coe": 1, "local_window": 8}
+    model, _ = dpi.get_model_and_tokenizer(str(folder), None, "dpi", params, WINDOW, device="cpu")
+    ids = torch.randint(3, 101, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, :21] = 0
+    found = mean_attention(model, ids, mask, block=16)
+    torch.testing.assert_close(found[:1], mean_attention(model, ids[:1]), atol=2e-6, rtol=0)
+    torch.testing.assert_close(found[1:, 21:, 21:], mean_attention(model, ids[1:, 21:]), atol=2e-6, rtol=0)
+    assert not found[1, :21].any() and not found[1, :, :21].any()
+
+
 def test_a_model_without_a_method_is_refused(make_model: Callable[..., PreTrainedModel]) -> None:
     with pytest.raises(ValueError, match="install one first"):
         mean_attention(uninstall(make_model()), torch.tensor([[3, 4]]))
