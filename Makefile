@@ -1,8 +1,8 @@
-# make demo, make test, make lint: each makes .venv if it is missing.
+# make demo, make test, make lint, make notebook: each makes .venv if it is missing.
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint notebook clean
 
 .venv/ready: requirements.txt requirements-dev.txt
 	test -x $(VENV)/python || $(PYTHON) -m venv .venv
@@ -11,7 +11,7 @@ VENV := .venv/bin
 	touch $@
 
 demo: .venv/ready
-	$(VENV)/python pred.py --cfg expcfg/demo_dpi.toml
+	$(VENV)/python -m tools.demo
 
 test: .venv/ready
 	$(VENV)/python -m pytest -m "not gpu and not slow" -n 2
@@ -20,6 +20,9 @@ lint: .venv/ready
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy models tasks pipeline tools benchmarks pred.py eval.py collect_results.py
+
+notebook: .venv/ready
+	$(VENV)/python tools/run_notebook.py
 
 clean:
 	rm -rf .venv
