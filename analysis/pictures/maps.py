@@ -17,7 +17,7 @@ from analysis.attention_maps import thumbnail
 from analysis.pictures.style import DASHES, MAP, colour_of, label_of, mark_window, tidy
 from pipeline.figures import WINDOW_COLOUR, style_of
 
-CELLS = 128
+CELLS = 96
 """Side of a map in a picture; each cell is the mean of a square of entries."""
 
 

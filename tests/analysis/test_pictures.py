@@ -60,3 +60,19 @@ def test_speed_reads_results_and_nothing_else(tmp_path: Path) -> None:
     widths = [bar.get_width() for bar in figure.axes[0].patches]
     plt.close(figure)
     assert widths == pytest.approx([2.0, 1.0, 0.0])  # 4e9 FLOP in 2 ms are 2 TFLOP/s
+
+
+def test_whole_models_keep_their_methods_colours(tmp_path: Path) -> None:
+    def line(name: str, prefill: float) -> dict[str, object]:
+        return {"name": name, "prefill": prefill, "decoding": 2.0, "peak": 9.0, "over_weights": 3.5}
+
+    (tmp_path / "model.json").write_text(json.dumps([line("stock, SDPA", 1.5), line("GALI chunk-free", 0.5)]))
+    (tmp_path / "attention.json").write_text(json.dumps([RESULT]))
+    results = speed.read_models(tmp_path)
+    assert [result["prefill"] for result in results] == [1.5, 0.5]
+    figure = speed.draw_models(results)
+    bars = figure.axes[0].patches
+    plt.close(figure)
+    assert [bar.get_width() for bar in bars] == [1.5, 0.5]
+    expected = [STYLES["repro_original"][1], STYLES["dpi"][1]]
+    assert [to_hex(bar.get_facecolor()).upper() for bar in bars] == expected
