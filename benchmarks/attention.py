@@ -109,7 +109,9 @@ def rope_of(case: Case) -> Rope:
     return Rope(frequencies_of(THETA, HEAD_DIM), case.window, THETA)
 
 
-def measure(run: Callable[[Tensor, Tensor, Tensor], object], case: Case, inputs: list[tuple[Tensor, ...]]) -> float:
+def measure(
+    run: Callable[[Tensor, Tensor, Tensor], object], case: Case, inputs: list[tuple[Tensor, Tensor, Tensor]]
+) -> float:
     """Median milliseconds of a prefill, or of a decoding step on different inputs in turn, as one CUDA graph."""
     from triton.testing import do_bench
 
@@ -132,7 +134,7 @@ def measure(run: Callable[[Tensor, Tensor, Tensor], object], case: Case, inputs:
     return statistics.median(times)
 
 
-def measure_torch(case: Case, backend: SDPBackend, inputs: list[tuple[Tensor, ...]]) -> float | None:
+def measure_torch(case: Case, backend: SDPBackend, inputs: list[tuple[Tensor, Tensor, Tensor]]) -> float | None:
     """Plain attention of the same shape, or None if the kernel refuses it. A chunk is aligned at the end."""
     square = case.queries == case.keys
     bias = None if square or case.queries == 1 else causal_lower_right(case.queries, case.keys)

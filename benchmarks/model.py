@@ -24,7 +24,7 @@ from models.DPI.patches.Llama import install, uninstall
 WINDOW = 8192
 TARGET = 1.1  # GALI's prefill, decoding and memory, relative to the stock model's, at most
 # Name, method, parameters. The first is measured against the target.
-METHODS = (
+METHODS: tuple[tuple[str, str, dict], ...] = (
     ("GALI chunk-free", "dpi", {"chunk_coe": 1, "local_window": 2048}),
     ("GALI chunks of 3,000", "dpi", {"chunk_coe": 3000, "local_window": 128}),
     ("GALI chunks of 3,000, noise", "dpi", {"chunk_coe": 3000, "local_window": 128, "noise_type": "gaussian"}),

@@ -41,8 +41,10 @@ def attend(
     Raises ValueError where the implementation asked for cannot run, saying why.
     """
     module = choose(impl, q, plan, need_weights)
-    if module == "triton" and q.shape[2] == 1:
-        return _load("triton").attend_one(q, k, v, plan, scaling=scaling, layer=layer), None
+    if module == "triton" and q.shape[2] == 1 and plan.rows:
+        from models.DPI.attention import triton
+
+        return triton.attend_one(q, k, v, plan, scaling=scaling, layer=layer), None
     run = _runner(module, plan, scaling, layer, need_weights)
     if len(plan.rows) == 1 and plan.rows[0].length == k.shape[2] and plan.rows[0].first_query == 0:
         return run(q, k, v, 0)

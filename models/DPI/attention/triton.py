@@ -40,6 +40,8 @@ def obstacle(q: Tensor, plan: Plan) -> str | None:
     """Why these queries and bands cannot run here, or None."""
     if q.device.type != "cuda":
         return f"it needs a CUDA device, and the tensors are on {q.device.type}"
+    if torch.version.hip is not None:
+        return "it is written for NVIDIA's GPUs"
     if not _is_installed():
         return "the package triton is not installed"
     if _capability(q.device) < (9, 0):
@@ -50,9 +52,10 @@ def obstacle(q: Tensor, plan: Plan) -> str | None:
         return f"its tensor cores take bfloat16 and float16, and the queries are {q.dtype}"
     if q.shape[-1] not in HEAD_DIMS:
         return f"head_dim = {q.shape[-1]} is not one of {', '.join(map(str, HEAD_DIMS))}"
-    band = plan.rows[0].segments[0].bands[0]
-    if band.frequencies.rotary_dim != q.shape[-1]:
-        return f"only {band.frequencies.rotary_dim} of head_dim = {q.shape[-1]} components are rotary"
+    for row in plan.rows[:1]:
+        rotary_dim = row.segments[0].bands[0].frequencies.rotary_dim
+        if rotary_dim != q.shape[-1]:
+            return f"only {rotary_dim} of head_dim = {q.shape[-1]} components are rotary"
     if plan.noise is not None and plan.noise.needs_row_statistics:
         return "noise with scale_mean = 1 or scale_max = 1 needs a row's statistics first"
     return None
@@ -85,7 +88,8 @@ def attend(
     if slot not in memo:
         memo[slot] = prepare(segments, batch * kv_heads * num_keys * head_dim * k.element_size(), tile, q.device)
     prepared: Prepared = memo[slot]
-    noisy = prepared.noisy if noise is not None else 0
+    noisy = 0 if noise is None else prepared.noisy
+    pool, hash_keys = _noise_tensors(noise if noisy else None, layer, heads, q.device)
     block_d = power_of_2(head_dim)
     turned_q = _turn_queries(q, prepared, scaling * _LOG2E)
     turned = k.new_empty(prepared.num_slots, batch, kv_heads, num_keys, head_dim)
@@ -97,10 +101,7 @@ def attend(
         with _on(q.device):
             _kernels().prefill[(launch.tiles.shape[0] * heads * batch,)](
                 queries, keys, values, out, lse, prepared.bounds, launch.tiles,
-                _pool(noise.kind, q.device) if noisy else None,
-                prepared.gates if noisy else None,
-                _head_keys(noise.seed, layer, heads, q.device) if noisy else None,
-                prepared.std if noisy else None,
+                pool, prepared.gates if noisy else None, hash_keys, prepared.std if noisy else None,
                 out.stride(0), out.stride(1), out.stride(2),
                 launch.tiles.shape[0], num_queries, heads, kv_heads, batch,
                 num_keys - num_queries, *_noise_factors(noise),
@@ -134,8 +135,7 @@ def attend_one(
             q, _descriptor(k, [1, 1, DECODE_KEYS, prepared.block_half]),
             _descriptor(v, [1, 1, DECODE_KEYS, prepared.block_d]), out, lse,
             prepared.work, prepared.numbers, prepared.parts, prepared.tops, prepared.arrivals,
-            None if noise is None else _pool(noise.kind, q.device),
-            None if noise is None else _head_keys(noise.seed, layer, heads, q.device),
+            *_noise_tensors(noise, layer, heads, q.device),
             q.stride(0), q.stride(1), out.stride(0), out.stride(1),
             prepared.work.shape[1], kv_heads, scaling * _LOG2E, *_noise_factors(noise),
             **prepared.options,
@@ -170,7 +170,8 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 @functools.lru_cache
 def _shared_memory(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties: Any = torch.cuda.get_device_properties(device)
+    return properties.shared_memory_per_block_optin
 
 
 @functools.lru_cache(maxsize=8)
@@ -185,6 +186,13 @@ def _head_keys(seed: int, layer: int, heads: int, device: torch.device) -> Tenso
     """(heads,) int32 with the bits of `noise.head_keys`."""
     keys = noise_module.head_keys(seed, layer, heads)
     return torch.where(keys >= 1 << 31, keys - (1 << 32), keys).to(torch.int32).to(device)
+
+
+def _noise_tensors(
+    noise: Noise | None, layer: int, heads: int, device: torch.device
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """The pool and the heads' hash keys."""
+    return (None, None) if noise is None else (_pool(noise.kind, device), _head_keys(noise.seed, layer, heads, device))
 
 
 def _noise_factors(noise: Noise | None) -> tuple[float, float]:

@@ -131,7 +131,7 @@ def _band(
     return acc, top, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles", "num_queries", "batch_size", "past"])
 def prefill_kernel(
     queries, keys, values, out, lse, bounds, tiles, pool, gates, hash_keys, std,
     out_batch, out_head, out_token,

@@ -29,7 +29,7 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, first: int, last: int
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "last"])
 def _turn(
     x, cos, sin, out, first, last, heads, factor, x_batch, x_head, x_token, out_batch, out_head, out_token,
     HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,

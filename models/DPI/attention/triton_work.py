@@ -203,12 +203,12 @@ def prepare_one(plan: Plan, batch: int, heads: int, kv_heads: int, head_dim: int
             values += [table[0] for table in band.query_tables(torch.device("cpu"))]
         count = sum(high - low for low, high in tiles) * batch * kv_heads
         programs = _multiprocessors(device) * (2 if count > _MANY_TILES else 1)
-        pieces = _shares(tiles, programs // (batch * kv_heads))
-        work = [[row.left, segment.first, low, high, *bands[b]] for b, low, high in pieces]
-        values = torch.cat(values)
+        shares = _shares(tiles, programs // (batch * kv_heads))
+        pieces = [[row.left, segment.first, low, high, *bands[b]] for b, low, high in shares]
+        row_numbers = torch.cat(values)
         for member in row.rows:
-            lines[member] = work
-            numbers[member, : len(values)] = values
+            lines[member] = pieces
+            numbers[member, : len(row_numbers)] = row_numbers
     splits = max(map(len, lines))
     idle = [0, 0, 0, 0, 0, 0, 1, key_tables[0][0].data_ptr(), key_tables[0][1].data_ptr(), -1, 0]
     flat = [number for line in lines for piece in line + [idle] * (splits - len(line)) for number in piece]

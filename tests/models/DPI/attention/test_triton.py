@@ -102,6 +102,7 @@ SMALL = [
     ("dpi", {**NOISE, "addon_relcoef": 0, "scale_std": 0}, 64, 131, 37, 96, (1, 1)),
     ("dpi", {**NOISE, "noise_type": "uniform", "scale_max": 0}, 64, 150, 21, 256, (2, 1)),
     ("repro_se", {"group_size": 7, "window_size": 40}, 64, 233, 71, 96, (2, 1)),
+    ("repro_se", {"group_size": 7, "window_size": 200}, 256, 390, 40, 64, (1, 1)),  # whole tiles behind a boundary
     ("repro_chunkllama", {}, 64, 219, 70, 128, (2, 1)),
     ("repro_yarn", {"factor": 4.0}, 64, 100, 100, 256, (1, 1)),
 ]
@@ -160,6 +161,10 @@ def test_repeated_launches_agree() -> None:
     plan = _plan("dpi", {**NOISE, "std_base": 3.0}, 48, 64, Padding(None, 169, 1, 1))
     first = fused.attend_one(q, k, v, plan, scaling=0.125)
     assert torch.equal(fused.attend_one(q, k, v, plan, scaling=0.125), first)
+    for layer in (1, 2, 3):  # other numbers in the same buffers
+        _check(
+            -layer * q, k, v, plan, fused.attend_one(-layer * q, k, v, plan, scaling=0.125, layer=layer), 0.125, layer
+        )
     assert not torch.equal(fused.attend_one(q, k, v, plan, scaling=0.125, layer=1), first)
     assert not torch.equal(first[:, 0], first[:, 1])
     other = _plan("dpi", {**NOISE, "std_base": 3.0}, 48, 64, Padding(None, 169, 1, 1), seed=4)
