@@ -265,7 +265,7 @@ def _steps(keys: KeyPositions) -> int:
 
 @functools.lru_cache
 def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
 def power_of_2(x: int) -> int:

@@ -156,9 +156,9 @@ def test_one_launch_decodes_rows_of_different_padding() -> None:
 
 def test_repeated_launches_agree() -> None:
     """The counters of arrivals are as they were, and a new seed, layer or head has other noise."""
-    q, k, v = _tensors(1, 2, 1, 1, 170, 64, torch.float16)
+    q, k, v = _tensors(1, 2, 1, 1, 700, 64, torch.float16)
     q[:, 1] = q[:, 0]
-    plan = _plan("dpi", {**NOISE, "std_base": 3.0}, 48, 64, Padding(None, 169, 1, 1))
+    plan = _plan("dpi", {**NOISE, "std_base": 3.0}, 48, 64, Padding(None, 699, 1, 1))
     first = fused.attend_one(q, k, v, plan, scaling=0.125)
     assert torch.equal(fused.attend_one(q, k, v, plan, scaling=0.125), first)
     for layer in (1, 2, 3):  # other numbers in the same buffers
@@ -167,7 +167,7 @@ def test_repeated_launches_agree() -> None:
         )
     assert not torch.equal(fused.attend_one(q, k, v, plan, scaling=0.125, layer=1), first)
     assert not torch.equal(first[:, 0], first[:, 1])
-    other = _plan("dpi", {**NOISE, "std_base": 3.0}, 48, 64, Padding(None, 169, 1, 1), seed=4)
+    other = _plan("dpi", {**NOISE, "std_base": 3.0}, 48, 64, Padding(None, 699, 1, 1), seed=4)
     assert not torch.equal(fused.attend_one(q, k, v, other, scaling=0.125), first)
 
 

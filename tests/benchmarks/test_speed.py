@@ -1,0 +1,55 @@
+"""The speed benchmarks' arithmetic and plans; the timing itself needs a GPU."""
+
+import pytest
+from rich.console import Console
+
+from benchmarks import attention, model
+
+
+def _result(gali: float, flash: float | None, cudnn: float | None, targets: dict) -> attention.Result:
+    return attention.Result("a case", 10, 1, 1, gali, flash, cudnn, 2e6, targets)
+
+
+def test_speed_relative_to_a_kernel_and_to_the_better_of_both() -> None:
+    result = _result(2.0, 3.0, 1.0, {"best": 0.95})
+    assert result.relative("flash") == 1.5
+    assert result.relative("cudnn") == 0.5
+    assert result.relative("best") == 0.5
+    assert _result(2.0, 3.0, None, {}).relative("best") == 1.5
+    assert _result(2.0, None, None, {}).relative("best") is None
+    assert _result(2.0, None, 1.0, {}).relative("flash") is None
+
+
+@pytest.mark.parametrize(("flash", "verdict"), [(3.0, "met"), (1.0, "not met"), (None, "not met")])
+def test_the_table_says_what_was_met(flash: float | None, verdict: str) -> None:
+    console = Console(width=160, record=True, quiet=False)
+    with console.capture() as capture:
+        console.print(attention.table_of([_result(2.0, flash, 9.0, {"flash": 1.0, "cudnn": 1.0})]))
+    line = next(line for line in capture.get().splitlines() if "a case" in line)
+    assert line.rstrip("│ ").endswith(f"│ {verdict}")
+    assert "2.000" in line  # milliseconds
+
+
+@pytest.mark.parametrize("case", attention.CASES, ids=lambda case: f"{case.name} {case.keys} {case.batch}")
+def test_cases_are_what_their_names_say(case: attention.Case) -> None:
+    plan = attention.plan_of(case, attention.rope_of(case))
+    (row,) = plan.rows
+    assert row.num_queries == case.queries
+    assert row.length == case.keys
+    assert (plan.noise is not None) == ("noise" in case.name)
+    if "noise" in case.name:
+        assert row.segments[0].bands[0].noise_period == 4  # three keys of four
+
+
+def test_the_model_table_is_relative_to_the_stock_model() -> None:
+    console = Console(width=160)
+    results = [model.Result("stock", 2.0, 4.0, 10.0, 5.0), model.Result("other", 3.0, 2.0, 11.0, 5.0)]
+    with console.capture() as capture:
+        console.print(model.table_of(results))
+    line = next(line for line in capture.get().splitlines() if "other" in line)
+    assert [part.strip() for part in line.split("│") if part.strip().endswith("x")] == [
+        "1.50x",
+        "0.50x",
+        "1.10x",
+        "1.00x",
+    ]
