@@ -1,6 +1,5 @@
 """Pictures: files repeat to the byte, sizes stay small, colours are the methods'; speed is read from its files."""
 
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,7 +11,20 @@ from analysis.pictures import maps, method, speed, style, sweeps
 from pipeline.figures import STYLES
 
 IMAGES = Path(__file__).resolve().parents[2] / "images"
-RESULT = {"name": "chunk", "keys": 8, "queries": 3, "batch": 1, "gali": 2.0, "flash": 4.0, "cudnn": None, "work": 4e9}
+TABLES = """# Speed
+
+| case | keys | batch | ms | here | flash | cuDNN | relative | |
+|---|---|---|---|---|---|---|---|---|
+| SelfExtend | 32,768 | 1 | 1.5 | 1,489 | 344 | - | flash 1.42 | met |
+| GALI decoding | 16,384 | 8 | 0.2 | 2,779 | 2,866 | 2,711 | best 0.97 | met |
+
+Words with a | in them.
+
+| method | prefill s | | decoding ms | | peak GiB | | over weights GiB | |
+|---|---|---|---|---|---|---|---|---|
+| stock, SDPA | 1.50 | 1.00× | 64.70 | 1.00× | 10.88 | 1.00× | 5.67 | 1.00× |
+| GALI chunk-free | 0.50 | 0.33× | 9.21 | 0.14× | 10.99 | 1.01× | 5.78 | 1.02× |
+"""
 
 
 def test_a_picture_is_the_same_in_every_run(tmp_path: Path) -> None:
@@ -50,29 +62,33 @@ def test_trends_draw_the_best_of_a_target() -> None:
     assert line.get_xydata().tolist() == [[16, 30]] and hollow.get_xydata().tolist() == [[16, 30]]
 
 
-def test_speed_reads_results_and_nothing_else(tmp_path: Path) -> None:
-    assert speed.read_results(tmp_path) == []
-    (tmp_path / "old.json").write_text(json.dumps([{**RESULT, "gali": 9.0}]))
-    (tmp_path / "recent.json").write_text(json.dumps([RESULT, {"other": 1}]))
-    (tmp_path / "settings.json").write_text(json.dumps({"a": 1}))
-    assert speed.read_results(tmp_path) == [RESULT]
-    figure = speed.draw([RESULT])
-    widths = [bar.get_width() for bar in figure.axes[0].patches]
+def _widths_and_colours(figure: plt.Figure, panel: int = 0) -> list[tuple[float, str]]:
+    bars = figure.axes[panel].patches
     plt.close(figure)
-    assert widths == pytest.approx([2.0, 1.0, 0.0])  # 4e9 FLOP in 2 ms are 2 TFLOP/s
+    return [(bar.get_width(), to_hex(bar.get_facecolor()).upper()) for bar in bars]
+
+
+def test_speed_is_that_of_the_table(tmp_path: Path) -> None:
+    (tmp_path / "RESULTS.md").write_text(TABLES)
+    rows = speed.read_table(tmp_path / "RESULTS.md", "case")
+    assert [row["case"] for row in rows] == ["SelfExtend", "GALI decoding"]
+    (here, colour), (flash, _), (cudnn, _) = _widths_and_colours(speed.draw(rows))
+    assert (here, flash, cudnn) == (1489, 344, 0) and colour == STYLES["repro_se"][1]
+    assert [width for width, _ in _widths_and_colours(speed.draw(rows), 1)] == [2779, 2866, 2711]
+    assert speed.read_table(tmp_path / "RESULTS.md", "nothing") == []
+    assert speed.read_table(tmp_path / "absent.md", "case") == []
 
 
 def test_whole_models_keep_their_methods_colours(tmp_path: Path) -> None:
-    def line(name: str, prefill: float) -> dict[str, object]:
-        return {"name": name, "prefill": prefill, "decoding": 2.0, "peak": 9.0, "over_weights": 3.5}
+    (tmp_path / "RESULTS.md").write_text(TABLES)
+    found = _widths_and_colours(speed.draw_models(speed.read_table(tmp_path / "RESULTS.md", "method")))
+    assert found == [(1.5, STYLES["repro_original"][1]), (0.5, STYLES["dpi"][1])]
 
-    (tmp_path / "model.json").write_text(json.dumps([line("stock, SDPA", 1.5), line("GALI chunk-free", 0.5)]))
-    (tmp_path / "attention.json").write_text(json.dumps([RESULT]))
-    results = speed.read_models(tmp_path)
-    assert [result["prefill"] for result in results] == [1.5, 0.5]
-    figure = speed.draw_models(results)
-    bars = figure.axes[0].patches
-    plt.close(figure)
-    assert [bar.get_width() for bar in bars] == [1.5, 0.5]
-    expected = [STYLES["repro_original"][1], STYLES["dpi"][1]]
-    assert [to_hex(bar.get_facecolor()).upper() for bar in bars] == expected
+
+def test_the_repository_has_the_tables() -> None:
+    """Skipped where nothing was measured yet."""
+    results = IMAGES.parent / "benchmarks" / "RESULTS.md"
+    if not results.is_file():
+        pytest.skip("benchmarks/RESULTS.md is not there")
+    for first in ("case", "method"):
+        assert speed.read_table(results, first)
