@@ -31,12 +31,11 @@ def commands(folder: Path) -> list[list[str]]:
 
 def summary(folder: Path) -> Table:
     """One row a method: share of pass keys found by prompt length, and perplexity by length."""
-    table = Table(title=f"Embedded model, window {WINDOW} tokens")
-    table.add_column("method")
-    for length in NEEDLE_LENGTHS:
-        table.add_column(f"pass key\n{length}", justify="right")
-    for length in PERPLEXITY_LENGTHS:
-        table.add_column(f"perplexity\n{length}", justify="right")
+    table = Table(title=f"Share of pass keys found, and perplexity, by tokens read (window: {WINDOW})")
+    table.add_column("\nmethod", no_wrap=True)
+    for kind, lengths in (("key", NEEDLE_LENGTHS), ("ppl", PERPLEXITY_LENGTHS)):
+        for length in lengths:
+            table.add_column(f"{kind}\n{length}", justify="right")
     for method, (label, _, _) in STYLES.items():
         name = f"{method.removeprefix('repro_')}-tiny-512-to-4k"
         cells = json.loads((folder / "needle/pred" / name / "result.json").read_text(encoding="utf-8"))
