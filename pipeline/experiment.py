@@ -59,19 +59,25 @@ def run_experiment(
         if workers.is_main:
             if overwrite:
                 store.clear(folder)
-            record = run_record(cfg, window, workers.processes, records, store.read_run(folder))
+            before = store.read_run(folder) if store.has_predictions(folder) else None
+            record = run_record(cfg, window, workers.processes, records, before)
             store.write_json(folder / store.RUN_FILE, record)
         return run_records(task, lambda: load_engine(cfg), folder, records, workers)
 
 
 def check_resumable(folder: Path, cfg: ExperimentConfig) -> None:
-    """Raise `UserError` if the folder holds something else than the beginning of this experiment."""
+    """Raise `UserError` if the folder holds something else than the beginning of this experiment.
+
+    A run that ended before its first prediction, at a misspelt model say, holds nothing.
+    """
     run = store.read_run(folder)
     if run is None:
         if any(folder.glob("*.jsonl")):
             raise UserError(
                 f"{str(folder)!r} has prediction files but no {store.RUN_FILE}; choose another exp_name, or --overwrite"
             )
+        return
+    if not store.has_predictions(folder):
         return
     before = {key: value for key, value in run["config"].items() if key not in RESUMABLE_KEYS}
     found = list(store.differences(before, cfg.resumable_form()))

@@ -84,6 +84,11 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     return run
 
 
+def has_predictions(folder: Path) -> bool:
+    """Whether any record of an experiment has been tried."""
+    return any(path.stat().st_size for pattern in ("*.jsonl", ".part-*.jsonl") for path in folder.glob(pattern))
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises `UserError` if it is unreadable or broken."""
     try:

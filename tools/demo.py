@@ -31,7 +31,7 @@ def commands(folder: Path) -> list[list[str]]:
 
 def summary(folder: Path) -> Table:
     """One row a method: share of pass keys found by prompt length, and perplexity by length."""
-    table = Table(title=f"Share of pass keys found, and perplexity, by tokens read (window: {WINDOW})")
+    table = Table(title=f"Pass keys found, and perplexity, by tokens read; window {WINDOW}")
     table.add_column("\nmethod", no_wrap=True)
     for kind, lengths in (("key", NEEDLE_LENGTHS), ("ppl", PERPLEXITY_LENGTHS)):
         for length in lengths:

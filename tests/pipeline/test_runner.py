@@ -219,6 +219,18 @@ def test_overwrite_keeps_the_old_results_if_the_new_model_cannot_be_loaded(tmp_p
     assert path.read_bytes() == before
 
 
+def test_a_run_that_predicted_nothing_leaves_the_name_free(tmp_path, fake_registry):
+    def no_model(cfg):
+        raise UserError("cannot load the model")
+
+    with pytest.raises(UserError, match="cannot load"):
+        run_experiment(config(model="misspelt", limit=4), tmp_path, FakeWorkers(), no_model, window=64)
+    experiment(tmp_path, config(model="right", limit=3))
+    run = json.loads((tmp_path / "needle/pred/some-4k-to-8k/run.json").read_text())
+    assert run["config"]["model"] == "right"
+    assert run["datasets"]["one"]["records"] == 3
+
+
 def test_files_of_another_program_are_not_touched(tmp_path, fake_registry):
     folder = tmp_path / "needle/pred/some-4k-to-8k"
     folder.mkdir(parents=True)
