@@ -15,6 +15,7 @@ import pred
 from pipeline import store
 from pipeline.cli import run_script
 from tasks import get_task
+from tests.conftest import TINY
 from tests.pipeline.small import WORDS, save_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -272,3 +273,28 @@ def test_two_processes_of_torchrun_give_the_files_of_one(place, run):
     assert (double / "needle.jsonl").read_bytes() == (single / "needle.jsonl").read_bytes()
     assert json.loads((double / "run.json").read_text())["processes"] == 2
     assert not list(double.glob(".part-*"))
+
+
+@pytest.mark.skipif(not (TINY / "model.safetensors").is_file(), reason="models/tiny has no weights")
+@pytest.mark.parametrize(
+    ("task", "folder", "keys"),
+    [
+        ("longbench", "lb/pred", ["tasks=['qasper', 'trec']", "max_new_tokens=3"]),
+        ("leval", "le/pred", ["tasks=['tpo', 'gsm100']", "max_new_tokens=3"]),
+        ("pg19", "pg19/pred", ["step=512"]),
+        ("needle", "needle/pred", ["lengths=[0.4, 1.1]", "depths=2", "times=1", "max_new_tokens=8"]),
+    ],
+)
+def test_four_benchmarks_on_the_embedded_model(place, run, shared_data, task, folder, keys):
+    data = {"longbench": "longbench/subset", "leval": "leval", "pg19": "books/test", "needle": ""}[task]
+    chosen = [f"task={task}", f"data_dir='{shared_data / data}'", "model=tiny", "max_pe=1300", "limit=2", *keys]
+    assert run("pred", "--cfg", "needle.toml", *(f"--set={key}" for key in chosen))[0] == 0
+    assert run("eval", "--task", task, "--exp", "all")[0] == 0
+    assert run("collect_results", "--task", task)[0] == 0
+    results = place / "results" / folder
+    assert list(results.glob("*_dpi.xlsx")) and list(results.glob("*.md")) and list(results.glob("*.png"))
+    result = json.loads((results / "dpi-tiny-64-to-256/result.json").read_text())
+    if task == "needle":
+        assert [cell["score"] for cell in result] == [1.0, 1.0]  # two records within the window
+    if task == "pg19":
+        assert set(result) == {"512", "1024"} and all(1 < value < 200 for value in result.values())
