@@ -50,6 +50,8 @@ def load(
         placement["tp_plan"] = tp_plan
     elif device_map is not None:
         placement["device_map"] = device_map
+    # Pickled weights can run code of their own; they are not read.
+    weights = {} if "gguf_file" in source.options else {"use_safetensors": True}
     tokenizer = AutoTokenizer.from_pretrained(source.folder, **source.options)
     model = AutoModelForCausalLM.from_pretrained(
         source.folder,
@@ -57,6 +59,7 @@ def load(
         dtype=dtype,
         attn_implementation=stock_attention,
         **placement,
+        **weights,
         **source.options,
     )
     if not placement:

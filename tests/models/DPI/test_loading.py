@@ -216,3 +216,13 @@ def test_validate_method_says_the_same(folder: Path) -> None:
 def test_a_hub_id_is_left_to_transformers() -> None:
     source = resolve("owner/name")
     assert (source.folder, source.options) == ("owner/name", {})
+
+
+def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in folder.iterdir():
+        if path.suffix == ".json":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    torch.save(LlamaForCausalLM(AutoConfig.from_pretrained(folder)).state_dict(), tmp_path / "pytorch_model.bin")
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("a pickle was read"))
+    with pytest.raises(OSError, match="safetensors"):
+        dpi.get_model_and_tokenizer(str(tmp_path), None, "repro_original", {}, device="cpu")
