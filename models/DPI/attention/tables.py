@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Keys whose tables are kept per set of frequencies, 1 GiB at 64 frequencies. GALI uses two tables at a time; a chunk-free
-# prefill passes through one for each s in every layer, at 131,072 tokens and W = 8,192 over 1.4 million keys.
+# Keys whose tables are kept per set of frequencies, 1 GiB at 64 frequencies. GALI uses two tables at a time; chunk-free
+# prefill passes through one for each s in every layer, at 131,072 tokens and W = 8,192 over 1.4 million keys in all.
 _CACHED_KEYS = 1 << 21
 # Tables grow in steps of this many keys, so that decoding rebuilds one only once in so many tokens.
 _GROWTH = 1024
