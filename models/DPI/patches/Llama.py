@@ -34,6 +34,11 @@ STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 # Called with a layer's number, queries (B, H, T, D) and keys (B, Hkv, N, D), both un-rotated, the plan, the scaling.
 Observer = Callable[[int, Tensor, Tensor, Plan, float], None]
 
+# Tokens that a feed-forward block takes at a time in a pass beyond the window. Its inner states are several times wider
+# than the model, and would be the peak of a long prompt's memory.
+_FEED_FORWARD_TOKENS = {"cpu": 4096}
+_FEED_FORWARD_TOKENS_ELSEWHERE = 32_768
+
 _ATTRIBUTE = "_gali"
 _PREFIX = "gali_"  # names with "flash" in them or a slash mean something to transformers
 _numbers = itertools.count()
@@ -228,6 +233,7 @@ class _Installation:
         self.padding = Padding(None, 0, 0)
         self.key_rotation: tuple[Tensor, Tensor] | None = None
         self.observer: Observer | None = None
+        self.feed_forwards: list[tuple[nn.Module, Any]] = []  # and what their instances had as `forward`
 
     def enter(self) -> None:
         AttentionInterface.register(self.name, self.attend)
@@ -236,6 +242,9 @@ class _Installation:
         self.base.rotary_emb = _NoRotation(self, self.stock_rotary)
         for name, function in _GENERATION_HOOKS.items():
             setattr(self.model, name, function)
+        for layer in self.base.layers:
+            self.feed_forwards.append((layer.mlp, vars(layer.mlp).get("forward")))
+            layer.mlp.forward = functools.partial(self.feed_forward, layer.mlp.forward)
 
     def leave(self) -> None:
         self.base.rotary_emb = self.stock_rotary
@@ -244,6 +253,11 @@ class _Installation:
             registry._global_mapping.pop(self.name, None)
         for name in _GENERATION_HOOKS:
             delattr(self.model, name)
+        for module, forward in self.feed_forwards:
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward  # accelerate's, where it placed the model
 
     def see_mask(self, batch_size: int, q_length: int, kv_length: int, **kwargs: Any) -> Tensor | None:
         """The mask function: plan the forward pass. Returns the stock mask where the stock attention will run."""
@@ -319,6 +333,16 @@ class _Installation:
             need_weights=self.attn_impl == "reference",
         )
         return out.transpose(1, 2).contiguous(), weights
+
+    def feed_forward(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """A feed-forward block, (B, T, hidden) -> the same, some tokens at a time: each token's result is its own."""
+        size = _FEED_FORWARD_TOKENS.get(x.device.type, _FEED_FORWARD_TOKENS_ELSEWHERE)
+        if self.plan is None or self.runs_stock or x.shape[1] <= size:
+            return forward(x)
+        out = torch.empty_like(x)
+        for first in range(0, x.shape[1], size):
+            out[:, first : first + size] = forward(x[:, first : first + size])
+        return out
 
     def _rotate_as_stock(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """The stock model's arithmetic, in its dtype, on all keys instead of the new ones."""

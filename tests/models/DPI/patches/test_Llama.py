@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, LlamaForCausalLM, PreTrainedModel
 
 from models.DPI.methods import METHODS, build_method
+from models.DPI.patches import Llama as llama_patch
 from models.DPI.patches.Llama import MODEL_TYPES, install, installed_method, uninstall
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -281,3 +282,20 @@ def test_asking_for_weights_that_are_not_formed_is_said(
     model = put(make_model(WINDOW), "dpi")
     model(tokens(1, 40), output_attentions=True)
     assert "load it with models.DPI.dpi_withoutflash" in caplog.text
+
+
+def test_feed_forward_blocks_in_slices_change_nothing(make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(window=16)
+    ids = torch.arange(3, 40)[None]
+    install(model, build_method("dpi", {"chunk_coe": 1, "local_window": 5}), 16)
+    whole = model(ids).logits
+    seen: list[int] = []
+    model.model.layers[0].mlp.gate_proj.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
+    monkeypatch.setattr(llama_patch, "_FEED_FORWARD_TOKENS", {"cpu": 9})
+    torch.testing.assert_close(model(ids).logits, whole, rtol=0, atol=1e-5)
+    assert seen == [9, 9, 9, 9, 1]
+    seen.clear()
+    model(ids[:, :16])  # within the window the stock model's arithmetic stays as it is
+    assert seen == [16]
+    uninstall(model)
+    assert "forward" not in vars(model.model.layers[0].mlp)
