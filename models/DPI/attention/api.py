@@ -6,7 +6,6 @@
 import importlib
 import logging
 from collections.abc import Callable
-from types import ModuleType
 from typing import Literal, get_args
 
 import torch
@@ -93,16 +92,8 @@ def _obstacle(name: str, q: Tensor, plan: Plan, need_weights: bool) -> str | Non
     if need_weights and name != "reference":
         return "it does not form the attention weights; only 'reference' does"
     if name in ("triton", "flash"):
-        module = _load(name)
-        return f"models/DPI/attention/{name}.py is not there" if module is None else module.obstacle(q, plan)
+        return importlib.import_module(f"models.DPI.attention.{name}").obstacle(q, plan)
     return None
-
-
-def _load(name: str) -> ModuleType | None:
-    try:
-        return importlib.import_module(f"models.DPI.attention.{name}")
-    except ModuleNotFoundError:
-        return None
 
 
 def _runner(
