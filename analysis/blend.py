@@ -1,4 +1,4 @@
-"""The blend identity, DESIGN's k̃ = (1 − w) R(⌈p⌉) k + w R(⌊p⌋) k, and the damping that it implies.
+"""The blend identity, k̃ = (1 − w) R(⌈p⌉) k + w R(⌊p⌋) k, and the damping that it implies.
 
 Two logits at integer positions, interpolated with weights 1 − w and w, are one logit with a blended key. Beside the
 rotation by the fractional position ⌈p⌉ − w, the blend multiplies each frequency θ by (1 − w) e^(iwθ) + w e^(−i(1−w)θ):

@@ -1,4 +1,4 @@
-"""Positions of GALI, under the names that the paper's README gives (section 3.1 of the paper, DESIGN §2)."""
+"""Positions of GALI, under the names that the paper's README gives (section 3.1 of the paper)."""
 
 import torch
 from torch import Tensor

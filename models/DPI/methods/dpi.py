@@ -1,6 +1,6 @@
 """GALI (`dpi`): the tail keeps its positions, the head is squeezed just enough, and logits there are interpolated.
 
-Paper sections 3.1-3.3. In the boundary form of DESIGN §2: tail keys at their true index with the query at its own,
+Paper sections 3.1-3.3. In two bands with a boundary for each query: tail keys at their true index with the query at its own,
 head keys at j/s through blended tables with the query at its squeezed position. A segment is the queries that share
 s, and with it the head's table; only the boundary between the bands moves from chunk to chunk.
 """
@@ -28,7 +28,9 @@ class DPI(Method):
         token has the positions that generating it would give.
     local_window: tokens at the end of the input that keep integer positions at least.
     appro_attn: interpolate logits; False: fractional rotation of queries and keys, without noise.
-    noise_type, std_base, addon_relcoef, scale_mean, scale_std, scale_max: see DESIGN §2 and `Noise`.
+    noise_type, scale_mean, scale_std, scale_max: the noise on logits, see `Noise`.
+    std_base: its deviation is std_base * (i - j) / n where scale_std = 1, else 1.
+    addon_relcoef: 1, only interpolated logits get noise; 0, all of them.
     use_chunk_softmax: accepted for the paper's configurations; it never changed a result.
     """
 
