@@ -21,7 +21,7 @@ _GROWTH = 1024
 class KeyPositions:
     """Positions of keys as a function of their index j alone: (j / stretch), floored or not, or (j mod period).
 
-    blend: key interpolation, which is the paper's interpolation of logits: the key is (1 - w) R(ceil p) k + w R(floor p) k.
+    blend: the paper's interpolation of logits, moved into the key: it is (1 - w) R(ceil p) k + w R(floor p) k.
     """
 
     stretch: int = 1

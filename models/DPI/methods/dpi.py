@@ -1,6 +1,6 @@
 """GALI (`dpi`): the tail keeps its positions, the head is squeezed just enough, and logits there are interpolated.
 
-Paper sections 3.1-3.3. In two bands with a boundary for each query: tail keys at their true index with the query at its own,
+Paper sections 3.1-3.3. Two bands, a boundary for each query: tail keys at their true index with the query at its own,
 head keys at j/s through blended tables with the query at its squeezed position. A segment is the queries that share
 s, and with it the head's table; only the boundary between the bands moves from chunk to chunk.
 """
