@@ -134,7 +134,7 @@ def attend_one(
         _kernels().decode[prepared.work.shape[1], batch * kv_heads](
             q, _descriptor(k, [1, 1, DECODE_KEYS, prepared.block_half]),
             _descriptor(v, [1, 1, DECODE_KEYS, prepared.block_d]), out, lse,
-            prepared.work, prepared.numbers, prepared.parts, prepared.tops, prepared.arrivals,
+            prepared.work, prepared.numbers, prepared.parts, prepared.log_totals, prepared.arrivals,
             *_noise_tensors(noise, layer, heads, q.device),
             q.stride(0), q.stride(1), out.stride(0), out.stride(1),
             prepared.work.shape[1], kv_heads, scaling * _LOG2E, *_noise_factors(noise),

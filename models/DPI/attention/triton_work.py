@@ -19,11 +19,10 @@ _KEY_BYTES = 1 << 29
 # Keys of a decoding tile.
 DECODE_KEYS = 64
 _DECODE_WARPS = 4
-# Tiles of a decoding step beyond which a multiprocessor gets two programs: the second hides latency, and costs parts to
-# merge.
-_MANY_TILES = 6144
-# Numbers of the parts that the merge holds in registers at a time.
-_MERGED = 1 << 14
+# Tiles of one program at most: its query turns on by as many roundings, which is 3e-5 after 512.
+_MOST_TILES = 512
+# What a second program on each multiprocessor costs, in tiles: tables to read, parts to merge.
+_SECOND_PROGRAM = 1.5
 
 
 @dataclass(frozen=True)
@@ -162,14 +161,14 @@ def _gates(periods: list[int | None], device: torch.device) -> Tensor:
 class PreparedOne:
     """What the decoding kernel reads, the same for all layers, which run one after another.
 
-    parts, tops: the programs' results before they are merged. arrivals: zeros, and zeros again after each launch.
+    parts, log_totals: the programs' results before they are merged. arrivals: zeros, and zeros again after each launch.
     options: the kernel's constants. key_tables keeps the addresses in `work` alive.
     """
 
     work: Tensor
     numbers: Tensor
     parts: Tensor
-    tops: Tensor
+    log_totals: Tensor
     arrivals: Tensor
     block_d: int
     block_half: int
@@ -193,7 +192,7 @@ def prepare_one(plan: Plan, batch: int, heads: int, kv_heads: int, head_dim: int
         for number, band in enumerate(segment.bands):
             start, stop = int(band.start[0]), int(band.stop[0])
             step = _steps(band.keys) if relative else DECODE_KEYS
-            cos, sin = band.key_tables(max(stop, DECODE_KEYS), device)
+            cos, sin = band.key_tables(max(stop, DECODE_KEYS + 1), device)
             key_tables.append((cos, sin))
             period = _period(segment, band)
             noisy = noisy or period is not None
@@ -201,9 +200,7 @@ def prepare_one(plan: Plan, batch: int, heads: int, kv_heads: int, head_dim: int
             bands.append([start, stop, step, *addresses, -1 if period is None else period, number])
             tiles.append((start // step, -(-stop // step)) if start < stop else (0, 0))
             values += [table[0] for table in band.query_tables(torch.device("cpu"))]
-        count = sum(high - low for low, high in tiles) * batch * kv_heads
-        programs = _multiprocessors(device) * (2 if count > _MANY_TILES else 1)
-        shares = _shares(tiles, programs // (batch * kv_heads))
+        shares = _best_shares(tiles, _multiprocessors(device) / (batch * kv_heads))
         pieces = [[row.left, segment.first, low, high, *bands[b]] for b, low, high in shares]
         row_numbers = torch.cat(values)
         for member in row.rows:
@@ -214,28 +211,30 @@ def prepare_one(plan: Plan, batch: int, heads: int, kv_heads: int, head_dim: int
     flat = [number for line in lines for piece in line + [idle] * (splits - len(line)) for number in piece]
     work = torch.tensor(flat).view(batch, splits, len(idle))  # flat, because nested lists take ten times as long
     planes, group, block_d = batch * kv_heads, heads // kv_heads, power_of_2(head_dim)
-    block_group, block_members = max(16, power_of_2(group)), power_of_2(group)
+    block_members = power_of_2(group)
     options = {
         "GROUP": group,
-        "BLOCK_GROUP": block_group,
+        "BLOCK_GROUP": max(8, block_members),
         "BANDS": num_bands,
         "NOISY": noisy and plan.noise is not None,
         "HALF": half,
         "BLOCK_HALF": power_of_2(half),
         "BLOCK_D": block_d,
         "BN": DECODE_KEYS,
+        "WARPS": _DECODE_WARPS,
         "RELATIVE": relative,
         "POOL": POOL_SIZE,
         "BLOCK_MEMBERS": block_members,
-        "BLOCK_SPLITS": max(1, min(power_of_2(splits), _MERGED // (block_members * block_d))),
+        "BLOCK_SPLITS": power_of_2(splits),
         "STAGES": 3 if relative and head_dim <= 128 else 2,  # what shared memory holds
         "num_warps": _DECODE_WARPS,
+        "maxnreg": 255,  # the assembler, left to choose, spills all but 32 of heads of 256
     }
     return PreparedOne(
         work=work.to(device),
         numbers=numbers.to(device),
-        parts=torch.empty(planes * splits * block_group * block_d, dtype=torch.float32, device=device),
-        tops=torch.empty(planes * splits * block_group * 2, dtype=torch.float32, device=device),
+        parts=torch.empty(planes * splits * block_members * block_d, dtype=torch.float32, device=device),
+        log_totals=torch.empty(planes * splits * block_members, dtype=torch.float32, device=device),
         arrivals=torch.zeros(planes, dtype=torch.int32, device=device),
         block_d=block_d,
         block_half=power_of_2(half),
@@ -245,15 +244,27 @@ def prepare_one(plan: Plan, batch: int, heads: int, kv_heads: int, head_dim: int
     )
 
 
+def _best_shares(tiles: list[tuple[int, int]], multiprocessors: float) -> list[tuple[int, int, int]]:
+    """Bands' tiles cut for one or two programs a multiprocessor, of so many for each key head."""
+    choices = {programs: _shares(tiles, int(programs * multiprocessors)) for programs in (1, 2)}
+
+    def cost(programs: int) -> float:
+        longest = max((high - low for _, low, high in choices[programs]), default=0)
+        return programs * longest + _SECOND_PROGRAM * (programs - 1)
+
+    return choices[min(choices, key=cost)]
+
+
 def _shares(tiles: list[tuple[int, int]], most: int) -> list[tuple[int, int, int]]:
     """Bands' tiles low ... high - 1 cut into at most `most` equal pieces where there are so many, at least one a band.
 
-    A piece has two tiles or more, for the sake of the merge. Returns (band, low, high) of each.
+    A piece has two tiles or more, for the sake of the merge, and at most 512. Returns (band, low, high) of each.
     """
     counts = [high - low for low, high in tiles]
     share = max(2, -(-sum(counts) // max(most, 1)))
     while share < max(counts) and sum(-(-count // share) for count in counts) > most:
         share += 1
+    share = min(share, _MOST_TILES)
     return [(b, at, min(at + share, high)) for b, (low, high) in enumerate(tiles) for at in range(low, high, share)]
 
 
