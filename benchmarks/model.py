@@ -1,7 +1,8 @@
 """Speed and memory of every method on a whole model beside the stock model: python -m benchmarks.model
 
 The model has Llama-3-8B's shape and random weights. Prefill is one forward pass over the prompt with a cache, decoding
-the steps after it, both by the clock on the wall; the stock model attends through PyTorch's SDPA.
+the steps after it, both by the clock on the wall; the stock model attends through PyTorch's SDPA, once as that chooses
+and once through its FlashAttention. "Recorded" is decoding with a static cache, see `models/DPI/patches/decoding.py`.
 """
 
 import argparse
@@ -16,7 +17,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from models.DPI.methods import build_method
 from models.DPI.patches.Llama import install, uninstall
@@ -26,6 +28,7 @@ TARGET = 1.1  # GALI's prefill, decoding and memory, relative to the stock model
 # Name, method, parameters. The first is measured against the target.
 METHODS: tuple[tuple[str, str, dict], ...] = (
     ("GALI chunk-free", "dpi", {"chunk_coe": 1, "local_window": 2048}),
+    ("GALI chunk-free, recorded", "dpi", {"chunk_coe": 1, "local_window": 2048}),
     ("GALI chunks of 3,000", "dpi", {"chunk_coe": 3000, "local_window": 128}),
     ("GALI chunks of 3,000, noise", "dpi", {"chunk_coe": 3000, "local_window": 128, "noise_type": "gaussian"}),
     ("SelfExtend", "repro_se", {"group_size": 32, "window_size": 2048}),
@@ -74,11 +77,14 @@ def build_model(layers: int) -> LlamaForCausalLM:
 @torch.no_grad()
 def measure(name: str, model: LlamaForCausalLM, ids: Tensor, steps: int, repeats: int) -> Result:
     """Medians over `repeats` prefills and `steps` tokens after a first one of each."""
+    room = ids.shape[1] + steps + 3
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     prefills = []
     peak = 0
     for _ in range(repeats + 1):
-        cache = DynamicCache(config=model.config)
+        cache: Cache = DynamicCache(config=model.config)
+        if "recorded" in name:
+            cache = StaticCache(config=model.config, max_cache_len=room)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
@@ -131,6 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
     results = []
     if not options.no_stock:
         results.append(measure("stock, SDPA", model, ids, options.steps, options.repeats))
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            results.append(measure("stock, FlashAttention", model, ids, options.steps, options.repeats))
     for name, method, params in METHODS:
         if options.only not in name:
             continue

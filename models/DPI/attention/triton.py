@@ -34,6 +34,8 @@ _LOG2E = math.log2(math.e)
 _SHARED_MEMORY = 227 << 10
 # Deviates that a block may read beyond the pool's end.
 _POOL_MARGIN = 256
+# Recorded launches have room for so many programs more, at most, than a step needs.
+_SPLITS_MULTIPLE = 4
 
 
 def obstacle(q: Tensor, plan: Plan) -> str | None:
@@ -122,8 +124,8 @@ def attend_one(
     """
     batch, heads, _, head_dim = q.shape
     kv_heads = k.shape[1]
+    slot = _decoding_slot(q.device, heads)
     memo = plan.rows[0].segments[0].memo
-    slot = ("decode", q.device, heads)
     if slot not in memo:
         memo[slot] = prepare_one(plan, batch, heads, kv_heads, head_dim, q.device)
     prepared: PreparedOne = memo[slot]
@@ -141,6 +143,22 @@ def attend_one(
             **prepared.options,
         )  # fmt: skip
     return out
+
+
+def prepare_step(
+    plan: Plan, batch: int, heads: int, kv_heads: int, head_dim: int, device: torch.device, previous: PreparedOne | None
+) -> PreparedOne:
+    """Prepare `attend_one` for a plan ahead of the first layer, in the tensors of a previous step where they fit.
+
+    Launches that were recorded for that step then compute this one.
+    """
+    prepared = prepare_one(plan, batch, heads, kv_heads, head_dim, device, previous=previous, multiple=_SPLITS_MULTIPLE)
+    plan.rows[0].segments[0].memo[_decoding_slot(device, heads)] = prepared
+    return prepared
+
+
+def _decoding_slot(device: torch.device, heads: int) -> tuple[str, torch.device, int]:
+    return "decode", device, heads
 
 
 def _turn_queries(q: Tensor, prepared: Prepared, factor: float) -> Tensor:

@@ -5,7 +5,7 @@ Tiles and pieces of work, boundaries and tables of queries, each in one tensor o
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -177,7 +177,70 @@ class PreparedOne:
     key_tables: list[tuple[Tensor, Tensor]]
 
 
-def prepare_one(plan: Plan, batch: int, heads: int, kv_heads: int, head_dim: int, device: torch.device) -> PreparedOne:
+def prepare_one(
+    plan: Plan,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    device: torch.device,
+    *,
+    previous: PreparedOne | None = None,
+    multiple: int = 1,
+) -> PreparedOne:
+    """previous: of another token; its tensors are written anew and returned where their shapes and constants fit.
+    multiple: of it is the number of programs for each key head, so that few tokens need another number.
+    """
+    lines, numbers, tables, relative, noisy = _lay_out(plan, batch, kv_heads, device)
+    splits = -(-max(map(len, lines)) // multiple) * multiple
+    if previous is not None:
+        splits = max(splits, previous.work.shape[1])
+    idle = [0, 0, 0, 0, 0, 0, 1, tables[0][0].data_ptr(), tables[0][1].data_ptr(), -1, 0]
+    flat = [number for line in lines for piece in line + [idle] * (splits - len(line)) for number in piece]
+    work = torch.tensor(flat).view(batch, splits, len(idle))  # flat, because nested lists take ten times as long
+    half = tables[0][0].shape[1]
+    planes, group, block_d = batch * kv_heads, heads // kv_heads, power_of_2(head_dim)
+    block_members = power_of_2(group)
+    options = {
+        "GROUP": group,
+        "BLOCK_GROUP": max(8, block_members),
+        "BANDS": numbers.shape[1] // (2 * half),
+        "NOISY": noisy,
+        "HALF": half,
+        "BLOCK_HALF": power_of_2(half),
+        "BLOCK_D": block_d,
+        "BN": DECODE_KEYS,
+        "WARPS": _DECODE_WARPS,
+        "RELATIVE": relative,
+        "POOL": POOL_SIZE,
+        "BLOCK_MEMBERS": block_members,
+        "BLOCK_SPLITS": power_of_2(splits),
+        "STAGES": 3 if relative and head_dim <= 128 else 2,  # what shared memory holds
+        "num_warps": _DECODE_WARPS,
+        "maxnreg": 255,  # the assembler, left to choose, spills all but 32 of heads of 256
+    }
+    if previous is not None and previous.options == options and previous.work.shape == work.shape:
+        previous.work.copy_(work)
+        previous.numbers.copy_(numbers)
+        return replace(previous, key_tables=tables)
+    return PreparedOne(
+        work=work.to(device),
+        numbers=numbers.to(device),
+        parts=torch.empty(planes * splits * block_members * block_d, dtype=torch.float32, device=device),
+        log_totals=torch.empty(planes * splits * block_members, dtype=torch.float32, device=device),
+        arrivals=torch.zeros(planes, dtype=torch.int32, device=device),
+        block_d=block_d,
+        block_half=power_of_2(half),
+        noisy=noisy,
+        options=options,
+        key_tables=tables,
+    )
+
+
+def _lay_out(
+    plan: Plan, batch: int, kv_heads: int, device: torch.device
+) -> tuple[list[list[list[int]]], Tensor, list[tuple[Tensor, Tensor]], bool, bool]:
+    """Pieces of work and numbers of each row of the batch, key tables, whether bands are relative, and noise at all."""
     segments = [row.segments[-1] for row in plan.rows]
     num_bands = max(len(segment.bands) for segment in segments)
     relative = all(_steps(band.keys) for segment in segments for band in segment.bands)
@@ -206,42 +269,7 @@ def prepare_one(plan: Plan, batch: int, heads: int, kv_heads: int, head_dim: int
         for member in row.rows:
             lines[member] = pieces
             numbers[member, : len(row_numbers)] = row_numbers
-    splits = max(map(len, lines))
-    idle = [0, 0, 0, 0, 0, 0, 1, key_tables[0][0].data_ptr(), key_tables[0][1].data_ptr(), -1, 0]
-    flat = [number for line in lines for piece in line + [idle] * (splits - len(line)) for number in piece]
-    work = torch.tensor(flat).view(batch, splits, len(idle))  # flat, because nested lists take ten times as long
-    planes, group, block_d = batch * kv_heads, heads // kv_heads, power_of_2(head_dim)
-    block_members = power_of_2(group)
-    options = {
-        "GROUP": group,
-        "BLOCK_GROUP": max(8, block_members),
-        "BANDS": num_bands,
-        "NOISY": noisy and plan.noise is not None,
-        "HALF": half,
-        "BLOCK_HALF": power_of_2(half),
-        "BLOCK_D": block_d,
-        "BN": DECODE_KEYS,
-        "WARPS": _DECODE_WARPS,
-        "RELATIVE": relative,
-        "POOL": POOL_SIZE,
-        "BLOCK_MEMBERS": block_members,
-        "BLOCK_SPLITS": power_of_2(splits),
-        "STAGES": 3 if relative and head_dim <= 128 else 2,  # what shared memory holds
-        "num_warps": _DECODE_WARPS,
-        "maxnreg": 255,  # the assembler, left to choose, spills all but 32 of heads of 256
-    }
-    return PreparedOne(
-        work=work.to(device),
-        numbers=numbers.to(device),
-        parts=torch.empty(planes * splits * block_members * block_d, dtype=torch.float32, device=device),
-        log_totals=torch.empty(planes * splits * block_members, dtype=torch.float32, device=device),
-        arrivals=torch.zeros(planes, dtype=torch.int32, device=device),
-        block_d=block_d,
-        block_half=power_of_2(half),
-        noisy=noisy and plan.noise is not None,
-        options=options,
-        key_tables=key_tables,
-    )
+    return lines, numbers, key_tables, relative, noisy and plan.noise is not None
 
 
 def _best_shares(tiles: list[tuple[int, int]], multiprocessors: float) -> list[tuple[int, int, int]]:

@@ -22,6 +22,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 from models.DPI.attention import api
 from models.DPI.attention.bands import Plan
 from models.DPI.methods import Method, Rope
+from models.DPI.patches.decoding import RecordedDecoding
 from models.DPI.planning import Padding, make_plan
 
 logger = logging.getLogger(__name__)
@@ -233,7 +234,8 @@ class _Installation:
         self.padding = Padding(None, 0, 0)
         self.key_rotation: tuple[Tensor, Tensor] | None = None
         self.observer: Observer | None = None
-        self.feed_forwards: list[tuple[nn.Module, Any]] = []  # and what their instances had as `forward`
+        self.whole = False  # whether the layers' attention gets the whole static cache, see `whole_cache`
+        self.forwards: list[tuple[nn.Module, Any]] = []  # modules and what their instances had as `forward`
 
     def enter(self) -> None:
         AttentionInterface.register(self.name, self.attend)
@@ -242,9 +244,14 @@ class _Installation:
         self.base.rotary_emb = _NoRotation(self, self.stock_rotary)
         for name, function in _GENERATION_HOOKS.items():
             setattr(self.model, name, function)
+        self._wrap(self.base, RecordedDecoding(self).forward)
         for layer in self.base.layers:
-            self.feed_forwards.append((layer.mlp, vars(layer.mlp).get("forward")))
-            layer.mlp.forward = functools.partial(self.feed_forward, layer.mlp.forward)
+            self._wrap(layer.mlp, self.feed_forward)
+
+    def _wrap(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        """Let `forward` run in place of the module's own, which it gets as its first argument."""
+        self.forwards.append((module, vars(module).get("forward")))
+        module.forward = functools.partial(forward, module.forward)
 
     def leave(self) -> None:
         self.base.rotary_emb = self.stock_rotary
@@ -253,7 +260,7 @@ class _Installation:
             registry._global_mapping.pop(self.name, None)
         for name in _GENERATION_HOOKS:
             delattr(self.model, name)
-        for module, forward in self.feed_forwards:
+        for module, forward in self.forwards:
             if forward is None:
                 del module.forward
             else:
@@ -266,13 +273,27 @@ class _Installation:
                 "position_ids or a mask function describe packed or partly visible sequences; give one sequence a "
                 "row, with attention_mask for padding"
             )
-        past = int(kwargs.get("q_offset", 0))
-        self.padding = Padding.read(kwargs.get("attention_mask"), batch_size, past, q_length)
-        self.plan = make_plan(self.method, self.rope, self.padding, self.seed)
+        if not self.whole:
+            self.plan_pass(kwargs.get("attention_mask"), batch_size, int(kwargs.get("q_offset", 0)), q_length)
         self.planned = True
         if self.runs_stock:
             return self.stock_mask(batch_size=batch_size, q_length=q_length, kv_length=kv_length, **kwargs)
         return None
+
+    def plan_pass(self, attention_mask: Tensor | None, batch_size: int, past: int, new: int) -> Plan:
+        """Plan the forward pass of `new` tokens after `past` ones."""
+        self.padding = Padding.read(attention_mask, batch_size, past, new)
+        self.plan = make_plan(self.method, self.rope, self.padding, self.seed)
+        return self.plan
+
+    @contextlib.contextmanager
+    def whole_cache(self) -> Iterator[None]:
+        """Inside the block the pass is planned, and attention gets a static cache as it is, free places included."""
+        self.whole = True
+        try:
+            yield
+        finally:
+            self.whole = False
 
     @property
     def runs_stock(self) -> bool:
@@ -314,7 +335,7 @@ class _Installation:
                 "output_attentions=True: this model does not form the attention weights; load it with "
                 "models.DPI.dpi_withoutflash"
             )
-        n = self.padding.past + query.shape[2]  # a static cache is longer
+        n = key.shape[2] if self.whole else self.padding.past + query.shape[2]  # a static cache is longer
         if self.observer is not None:
             self.observer(module.layer_idx, query, key[:, :, :n], self.plan, scaling)
         if self.runs_stock:

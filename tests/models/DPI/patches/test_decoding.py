@@ -1,0 +1,175 @@
+"""Decoding from recordings against the same steps run one by one. On a CPU a recording runs its Python again, with
+planning forbidden, since a CUDA graph could not plan either; with a GPU it is a CUDA graph."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
+
+from models.DPI.attention import triton as fused
+from models.DPI.methods import build_method
+from models.DPI.patches import Llama as patch
+from models.DPI.patches import decoding
+from tests.models.DPI.patches.test_Llama_generation import padded, tokens
+
+pytest.importorskip("triton")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WINDOW = 32
+ROOM = 96
+CHUNK_FREE = {"local_window": 7, "chunk_coe": 1}
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "GALI": ("dpi", CHUNK_FREE),
+    "noise": ("dpi", CHUNK_FREE | {"noise_type": "gaussian", "std_base": 2.0}),
+    "SelfExtend": ("repro_se", {"group_size": 3, "window_size": 9}),
+    "ChunkLlama": ("repro_chunkllama", {"local_window": 5}),
+}
+
+
+class _Recorder:
+    """Counts what was recorded and replayed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.recorded = self.replayed = 0
+        self.monkeypatch = monkeypatch
+        self.real = decoding.record
+
+    def record(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        self.recorded += 1
+        replay = self.real(run) if DEVICE == "cuda" else lambda: self._without_planning(run)
+
+        def counted() -> Tensor:
+            self.replayed += 1
+            return replay()
+
+        return counted
+
+    def _without_planning(self, run: Callable[[], Tensor]) -> Tensor:
+        def refuse(*args: Any, **kwargs: Any) -> None:
+            raise AssertionError("a recording cannot plan")
+
+        with self.monkeypatch.context() as context:
+            context.setattr(patch, "make_plan", refuse)
+            context.setattr(fused, "prepare_one", refuse)
+            return run()
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> _Recorder:
+    found = _Recorder(monkeypatch)
+    monkeypatch.setattr(decoding, "record", found.record)
+    if DEVICE == "cpu":
+        monkeypatch.setattr(decoding, "can_record", lambda device: True)
+        monkeypatch.setattr(fused, "obstacle", lambda q, plan: None)
+    return found
+
+
+@pytest.fixture
+def model(make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    made = make_model(WINDOW, dtype=torch.float16, hidden_size=64, head_dim=64, initializer_range=0.1)
+    return made.to(DEVICE)
+
+
+@torch.no_grad()
+def steps(model: PreTrainedModel, ids: Tensor, prompt: int, cache: Cache, mask: Tensor | None = None) -> Tensor:
+    """Logits of the tokens after the prompt, fed one by one, (B, T, vocabulary)."""
+    edges = [0, *range(prompt, ids.shape[1] + 1)]
+    out = []
+    for first, last in zip(edges, edges[1:], strict=False):
+        seen = None if mask is None else mask[:, :last].to(DEVICE)
+        out.append(model(ids[:, first:last].to(DEVICE), attention_mask=seen, past_key_values=cache).logits[:, -1:])
+    return torch.cat(out[1:], dim=1).float()
+
+
+def static(model: PreTrainedModel) -> StaticCache:
+    return StaticCache(config=model.config, max_cache_len=ROOM)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_replayed_steps_are_the_steps(model: PreTrainedModel, recorder: _Recorder, name: str) -> None:
+    method, params = METHODS[name]
+    patch.install(model, build_method(method, params, WINDOW), WINDOW, attn_impl="triton", seed=5)
+    ids = tokens(1, 66)
+    expected = steps(model, ids, 57, DynamicCache(config=model.config))
+    assert recorder.recorded == 0
+    found = steps(model, ids, 57, static(model))
+    torch.testing.assert_close(found, expected, rtol=0, atol=4e-3)
+    assert recorder.recorded >= 1
+    assert recorder.replayed >= 7  # of nine; the first runs to compile, and another where the tables' number changes
+
+
+def test_rows_of_different_padding(model: PreTrainedModel, recorder: _Recorder) -> None:
+    patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
+    ids, mask = padded([47, 40, 53])
+    expected = steps(model, ids, 47, DynamicCache(config=model.config), mask)
+    found = steps(model, ids, 47, static(model), mask)
+    torch.testing.assert_close(found, expected, rtol=0, atol=4e-3)
+    assert recorder.replayed >= 4
+
+
+def test_a_generation_that_grows_beyond_the_window(model: PreTrainedModel, recorder: _Recorder) -> None:
+    patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW)
+    ids = tokens(1, 40)
+    expected = steps(model, ids, 30, DynamicCache(config=model.config))
+    found = steps(model, ids, 30, static(model))
+    torch.testing.assert_close(found, expected, rtol=0, atol=4e-3)
+    assert recorder.replayed >= 5
+
+
+def test_another_cache_is_recorded_anew(model: PreTrainedModel, recorder: _Recorder) -> None:
+    patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
+    first, second = tokens(1, 44), tokens(1, 44, seed=1)
+    both = [static(model), static(model)]
+    expected = [steps(model, ids, 41, DynamicCache(config=model.config)) for ids in (first, second)]
+    with torch.no_grad():
+        for ids, cache in zip((first, second), both, strict=True):
+            model(ids[:, :41].to(DEVICE), past_key_values=cache)
+        for at in range(41, 44):  # in turn
+            for row, (ids, cache) in enumerate(zip((first, second), both, strict=True)):
+                found = model(ids[:, at : at + 1].to(DEVICE), past_key_values=cache).logits[:, -1].float()
+                torch.testing.assert_close(found, expected[row][:, at - 41], rtol=0, atol=4e-3)
+    assert recorder.replayed == 0
+
+
+def test_new_weights_reach_the_next_generation(model: PreTrainedModel, recorder: _Recorder) -> None:
+    patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
+    ids, cache = tokens(1, 45), static(model)
+    steps(model, ids, 41, cache)
+    for parameter in model.parameters():
+        parameter.data = parameter.data * 0.5  # elsewhere in memory
+    expected = steps(model, ids, 41, DynamicCache(config=model.config))
+    cache.reset()
+    torch.testing.assert_close(steps(model, ids, 41, cache), expected, rtol=0, atol=4e-3)
+
+
+@pytest.mark.parametrize("watch", ["hook", "observer", "hidden states", "gradients"])
+def test_who_watches_the_layers_sees_every_step(model: PreTrainedModel, recorder: _Recorder, watch: str) -> None:
+    patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
+    seen: list[int] = []
+    ids, cache = tokens(1, 45), static(model)
+    if watch == "hook":
+        model.model.layers[0].register_forward_hook(lambda *args: seen.append(1))
+        steps(model, ids, 41, cache)
+    elif watch == "observer":
+        with patch.observe(model, lambda layer, *args: seen.append(1) if layer == 0 else None):
+            steps(model, ids, 41, cache)
+    else:
+        for first, last in zip([0, 41, 42, 43, 44], [41, 42, 43, 44, 45], strict=True):
+            with torch.set_grad_enabled(watch == "gradients"):
+                out = model(
+                    ids[:, first:last].to(DEVICE), past_key_values=cache, output_hidden_states=watch == "hidden states"
+                )
+            seen.append(1 if watch == "gradients" else len(out.hidden_states) // 3)
+    assert len(seen) == 5
+    assert recorder.recorded == 0
+
+
+def test_uninstalling_gives_the_stock_forward_back(model: PreTrainedModel, recorder: _Recorder) -> None:
+    before = model.model.forward
+    patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW)
+    assert model.model.forward != before
+    patch.uninstall(model)
+    assert model.model.forward == before
