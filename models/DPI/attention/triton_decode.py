@@ -117,11 +117,13 @@ def decode_kernel(
     GROUP: tl.constexpr, BLOCK_GROUP: tl.constexpr, BANDS: tl.constexpr, NOISY: tl.constexpr,
     HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_D: tl.constexpr, BN: tl.constexpr, WARPS: tl.constexpr,
     RELATIVE: tl.constexpr, POOL: tl.constexpr, BLOCK_MEMBERS: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """See `triton.attend_one`. work: (B, splits, 11) int64; numbers: (B, 1 + 2 BANDS HALF) fp32, the noise's
     deviation and the query's tables.
     """
+    if DEPENDENT:  # launched before the kernel ahead of it in the stream has ended
+        tl.extra.cuda.gdc_wait()
     split, plane = tl.program_id(0), tl.program_id(1)
     batch, kv_head = plane // num_kv_heads, plane % num_kv_heads
     work += (batch * splits + split) * 11
@@ -187,14 +189,16 @@ def _merge(
     top = tl.maximum(tl.max(each, 0), -1.0e30)
     total = tl.sum(tl.exp2(each - top[None, :]), 0)
     acc = tl.zeros([BLOCK_D, BLOCK_MEMBERS], tl.float32)
-    for i in tl.range(0, splits, loop_unroll_factor=8):
-        line = log_totals + i * BLOCK_MEMBERS + member
-        one = tl.load(line, mask=member < GROUP, other=float("-inf"), cache_modifier=".cg")
-        mean = tl.load(
-            parts + (i * BLOCK_D + d[:, None]) * BLOCK_MEMBERS + member[None, :],
-            mask=real, other=0.0, cache_modifier=".cg",
-        )  # fmt: skip
-        acc += tl.exp2(one - top)[None, :] * mean
+    for begin in tl.range(0, splits, 16):
+        for i in tl.static_range(16):  # 16 loads at a time
+            bound = tl.minimum(splits - begin - i, 1) * GROUP  # members of this part
+            line = log_totals + (begin + i) * BLOCK_MEMBERS + member
+            one = tl.load(line, mask=member < bound, other=float("-inf"), cache_modifier=".cg")
+            mean = tl.load(
+                parts + ((begin + i) * BLOCK_D + d[:, None]) * BLOCK_MEMBERS + member[None, :],
+                mask=(member < bound)[None, :] & real, other=0.0, cache_modifier=".cg",
+            )  # fmt: skip
+            acc += tl.exp2(one - top)[None, :] * mean
     acc = acc / tl.where(total > 0, total, 1.0)[None, :]
     tl.store(out + member.to(tl.int64)[None, :] * out_head + d[:, None], acc.to(out.dtype.element_ty), mask=real)
     if lse is not None:

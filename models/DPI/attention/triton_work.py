@@ -216,9 +216,12 @@ def prepare_one(
         "BLOCK_MEMBERS": block_members,
         "BLOCK_SPLITS": power_of_2(splits),
         "STAGES": 3 if relative and head_dim <= 128 else 2,  # what shared memory holds
+        "DEPENDENT": device.type == "cuda",
         "num_warps": _DECODE_WARPS,
         "maxnreg": 255,  # the assembler, left to choose, spills all but 32 of heads of 256
     }
+    if device.type == "cuda":  # Triton's interpreter does not know it
+        options["launch_pdl"] = True
     if previous is not None and previous.options == options and previous.work.shape == work.shape:
         previous.work.copy_(work)
         previous.numbers.copy_(numbers)

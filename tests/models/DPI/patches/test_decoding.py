@@ -173,3 +173,15 @@ def test_uninstalling_gives_the_stock_forward_back(model: PreTrainedModel, recor
     assert model.model.forward != before
     patch.uninstall(model)
     assert model.model.forward == before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
+def test_generation_with_a_static_cache(model: PreTrainedModel, recorder: _Recorder, options: dict[str, Any]) -> None:
+    patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW)
+    ids, mask = (x.to(DEVICE) for x in padded([40, 53]))
+    asked = {"attention_mask": mask, "max_new_tokens": 30, "do_sample": False, **options}
+    expected = model.generate(ids, **asked)
+    assert recorder.recorded == 0
+    assert torch.equal(model.generate(ids, cache_implementation="static", **asked), expected)
+    assert (recorder.replayed >= 20) == (not options)  # beams move the cache at every step
