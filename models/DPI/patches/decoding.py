@@ -57,7 +57,7 @@ class RecordedDecoding:
             return self._step(stock, input_ids, cache)
 
     def _fits(self, input_ids: Tensor, cache: Any, kwargs: dict[str, Any]) -> bool:
-        extra = {name for name, value in kwargs.items() if value is not None} - _HARMLESS
+        extra = {name for name, value in kwargs.items() if value is not None and value is not False} - _HARMLESS
         mask = kwargs.get("attention_mask")
         return (
             input_ids.shape[1] == 1

@@ -3,7 +3,6 @@ same type. On a CPU the kernels run in Triton's interpreter, on small cases; wit
 """
 
 import functools
-import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -174,15 +173,6 @@ def test_repeated_launches_agree() -> None:
 def test_tables_beyond_the_budget_go_in_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_work, "_KEY_BYTES", 1)
     _run("dpi", CHUNK_FREE, 32, 90, 90, 64, (1, 1))
-
-
-def test_pieces_of_bands_are_even_and_whole() -> None:
-    for most, first, second in itertools.product((1, 2, 7, 33), (0, 1, 64), (1, 3, 200)):
-        tiles = [(5, 5 + first), (9, 9 + second)]
-        pieces = triton_work._shares(tiles, most)
-        covered = [(band, tile) for band, low, high in pieces for tile in range(low, high)]
-        assert covered == [(0, t) for t in range(5, 5 + first)] + [(1, t) for t in range(9, 9 + second)]
-        assert len(pieces) <= max(most, 2)
 
 
 GRID = [

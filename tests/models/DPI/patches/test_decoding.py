@@ -1,6 +1,7 @@
 """Decoding from recordings against the same steps run one by one. On a CPU a recording runs its Python again, with
 planning forbidden, since a CUDA graph could not plan either; with a GPU it is a CUDA graph."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,13 +40,23 @@ class _Recorder:
 
     def record(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         self.recorded += 1
-        replay = self.real(run) if DEVICE == "cuda" else lambda: self._without_planning(run)
+        replay = self.real(run) if DEVICE == "cuda" else self._rerun(run)
 
         def counted() -> Tensor:
             self.replayed += 1
             return replay()
 
         return counted
+
+    def _rerun(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        result: list[Tensor] = []
+
+        def replay() -> Tensor:
+            new = self._without_planning(run)
+            result.append(new.clone())
+            return result[0].copy_(new)  # a graph's result is overwritten, too
+
+        return replay
 
     def _without_planning(self, run: Callable[[], Tensor]) -> Tensor:
         def refuse(*args: Any, **kwargs: Any) -> None:
@@ -54,6 +65,7 @@ class _Recorder:
         with self.monkeypatch.context() as context:
             context.setattr(patch, "make_plan", refuse)
             context.setattr(fused, "prepare_one", refuse)
+            context.setattr(patch._Installation, "padding", property(refuse), raising=False)
             return run()
 
 
@@ -143,6 +155,17 @@ def test_new_weights_reach_the_next_generation(model: PreTrainedModel, recorder:
     expected = steps(model, ids, 41, DynamicCache(config=model.config))
     cache.reset()
     torch.testing.assert_close(steps(model, ids, 41, cache), expected, rtol=0, atol=4e-3)
+    assert recorder.recorded == 2
+
+
+@torch.no_grad()
+def test_results_of_earlier_steps_stay(model: PreTrainedModel, recorder: _Recorder) -> None:
+    patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
+    ids, cache = tokens(1, 45).to(DEVICE), static(model)
+    model(ids[:, :41], past_key_values=cache)
+    out = [model.model(ids[:, at : at + 1], past_key_values=cache).last_hidden_state for at in range(41, 45)]
+    assert recorder.replayed == 3
+    assert not any(torch.equal(one, other) for one, other in zip(out, out[1:], strict=False))
 
 
 @pytest.mark.parametrize("watch", ["hook", "observer", "hidden states", "gradients"])
@@ -157,22 +180,29 @@ def test_who_watches_the_layers_sees_every_step(model: PreTrainedModel, recorder
         with patch.observe(model, lambda layer, *args: seen.append(1) if layer == 0 else None):
             steps(model, ids, 41, cache)
     else:
+        asked = {"output_hidden_states": True} if watch == "hidden states" else {"return_dict": True}
         for first, last in zip([0, 41, 42, 43, 44], [41, 42, 43, 44, 45], strict=True):
             with torch.set_grad_enabled(watch == "gradients"):
-                out = model(
-                    ids[:, first:last].to(DEVICE), past_key_values=cache, output_hidden_states=watch == "hidden states"
-                )
-            seen.append(1 if watch == "gradients" else len(out.hidden_states) // 3)
+                out = model(ids[:, first:last].to(DEVICE), past_key_values=cache, **asked)
+            if out.logits.requires_grad or out.hidden_states:
+                seen.append(1)
     assert len(seen) == 5
     assert recorder.recorded == 0
 
 
-def test_uninstalling_gives_the_stock_forward_back(model: PreTrainedModel, recorder: _Recorder) -> None:
-    before = model.model.forward
+@pytest.mark.parametrize("own", [False, True], ids=["of the class", "of the instance"])
+def test_uninstalling_gives_the_forwards_back(model: PreTrainedModel, own: bool) -> None:
+    """accelerate gives instances a `forward` of their own."""
+    modules = [model.model, model.model.layers[0].mlp]
+    if own:
+        for module in modules:
+            module.forward = functools.partial(module.forward)
+    before = [module.forward for module in modules]
     patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW)
-    assert model.model.forward != before
+    assert all(module.forward != forward for module, forward in zip(modules, before, strict=True))
     patch.uninstall(model)
-    assert model.model.forward == before
+    assert [module.forward for module in modules] == before
+    assert all(("forward" in vars(module)) == own for module in modules)
 
 
 @pytest.mark.gpu
