@@ -54,6 +54,9 @@ def _explain(error: ValidationError, method: type[Method]) -> str:
     """One line for all of pydantic's complaints."""
     lines: dict[str, str] = {}
     for item in error.errors():
+        if not item["loc"]:  # of several parameters together
+            lines[""] = item["msg"].removeprefix("Value error, ")
+            continue
         parameter = str(item["loc"][0])
         if item["type"] == "extra_forbidden":
             known = ", ".join(method.model_fields) or "none"

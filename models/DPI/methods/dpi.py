@@ -6,10 +6,10 @@ s, and with it the head's table; only the boundary between the bands moves from 
 """
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from models.DPI.attention.bands import EVERY_KEY, Band, Segment
@@ -46,6 +46,15 @@ class DPI(Method):
     scale_mean: Flag = 0
     scale_std: Flag = 1
     scale_max: Flag = 1
+
+    @model_validator(mode="after")
+    def _noise_has_a_deviation(self) -> Self:
+        if self.noise_type == "gaussian" and self.scale_mean and self.scale_std and self.std_base == 0:
+            raise ValueError(
+                "std_base = 0 with scale_mean = 1 would add the mean of a row's logits and no noise; "
+                "give std_base > 0, or noise_type = 'no'"
+            )
+        return self
 
     def check_window(self, window: int) -> None:
         """The local window must leave room for a head."""

@@ -6,6 +6,7 @@ mask function of the same name sees padding and lengths once a forward pass, so 
 """
 
 import contextlib
+import copy
 import functools
 import itertools
 import logging
@@ -237,10 +238,22 @@ class _Installation:
         self.whole = False  # whether the layers' attention gets the whole static cache, see `whole_cache`
         self.forwards: list[tuple[nn.Module, Any]] = []  # modules and what their instances had as `forward`
 
-    def enter(self) -> None:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Installation":
+        """For a deep copy of the model, which attends under a name of its own."""
+        new = object.__new__(_Installation)
+        memo[id(self)] = new
+        vars(new).update(copy.deepcopy(vars(self), memo))
+        new.name = f"{_PREFIX}{next(_numbers)}"
+        new.register()
+        return new
+
+    def register(self) -> None:
         AttentionInterface.register(self.name, self.attend)
         AttentionMaskInterface.register(self.name, self.see_mask)
         self.config._attn_implementation = self.name
+
+    def enter(self) -> None:
+        self.register()
         self.base.rotary_emb = _NoRotation(self, self.stock_rotary)
         for name, function in _GENERATION_HOOKS.items():
             setattr(self.model, name, function)

@@ -5,6 +5,7 @@ and the recorded kernels read that from tensors, which are written anew for each
 where they are, so this needs a static cache (`generate(..., cache_implementation="static")`).
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,10 @@ class RecordedDecoding:
     def __init__(self, installation: "_Installation") -> None:
         self.installation = installation
         self.recording: _Recording | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RecordedDecoding":
+        """Without the recording, which runs the layers of the model that is copied."""
+        return RecordedDecoding(copy.deepcopy(self.installation, memo))
 
     def forward(self, stock: Callable[..., Any], input_ids: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """stock: the model's own forward pass, which also runs what is not replayed."""

@@ -30,6 +30,7 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("dpi", {"addon_relcoef": True}, r"addon_relcoef = True.*integer"),
     ("dpi", {"std_base": -1.0}, r"std_base = -1.0.*greater than or equal to 0"),
     ("dpi", {"std_base": math.inf}, r"std_base = inf.*finite"),
+    ("dpi", {"std_base": 0.0, "scale_mean": 1, "noise_type": "gaussian"}, r"std_base = 0 with scale_mean = 1"),
     ("repro_se", {"group_size": 2.0, "window_size": 5}, r"group_size = 2.0.*integer"),
     ("repro_se", {"group_size": 0, "window_size": 5}, r"group_size = 0.*greater than or equal to 1"),
     ("repro_chunkllama", {"mscale": "0.1"}, r"mscale = '0.1'.*number"),

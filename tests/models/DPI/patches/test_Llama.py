@@ -299,3 +299,17 @@ def test_feed_forward_blocks_in_slices_change_nothing(make_model: Any, monkeypat
     assert seen == [16]
     uninstall(model)
     assert "forward" not in vars(model.model.layers[0].mlp)
+
+
+def test_a_deep_copy_attends_on_its_own(make_model: MakeModel) -> None:
+    model = put(make_model(WINDOW), "dpi")
+    stock = logits(make_model(WINDOW), tokens(1, 61))
+    ids, other = tokens(1, 61), tokens(1, 45, seed=1)
+    expected = logits(model, ids)
+    twin = copy.deepcopy(model)
+    logits(model, other)  # plans a pass of another length
+    assert torch.equal(logits(twin, ids), expected)
+    assert twin.config._attn_implementation != model.config._attn_implementation
+    uninstall(model)
+    assert torch.equal(logits(twin, ids), expected)
+    assert torch.equal(logits(uninstall(twin), ids), stock)
