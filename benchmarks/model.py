@@ -76,12 +76,12 @@ def build_model(layers: int) -> LlamaForCausalLM:
 
 @torch.no_grad()
 def measure(name: str, model: LlamaForCausalLM, ids: Tensor, steps: int, repeats: int) -> Result:
-    """Medians over `repeats` prefills and `steps` tokens after a first one of each."""
+    """Medians over `repeats` prefills after a first one, and over `steps` tokens after the first three."""
     room = ids.shape[1] + steps + 3
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     prefills = []
     peak = 0
-    for _ in range(repeats + 1):
+    for repeat in range(repeats + 1):
         cache: Cache = DynamicCache(config=model.config)
         if "recorded" in name:
             cache = StaticCache(config=model.config, max_cache_len=room)
@@ -92,6 +92,8 @@ def measure(name: str, model: LlamaForCausalLM, ids: Tensor, steps: int, repeats
         torch.cuda.synchronize()
         prefills.append(time.perf_counter() - start)
         peak = torch.cuda.max_memory_allocated()
+        if repeat < repeats:
+            del out, cache  # or the next peak would hold two caches
     token = out.logits[:, -1:].argmax(-1)
     times = []
     for _ in range(steps + 3):

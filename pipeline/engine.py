@@ -39,8 +39,10 @@ class ModelEngine:
         ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
         input_ids = torch.tensor([ids], device=self.model.device)  # (1, T)
         arguments: dict[str, Any] = {"min_new_tokens": min_new_tokens} if min_new_tokens else {}
-        if self.model.device.type == "cuda":
-            arguments["cache_implementation"] = "static"  # see models/DPI/patches/decoding.py
+        from models.DPI.patches.Llama import replays_decoding  # with transformers, which takes seconds
+
+        if replays_decoding(self.model, len(ids)):
+            arguments["cache_implementation"] = "static"
         output = self.model.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),

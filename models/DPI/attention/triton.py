@@ -34,7 +34,7 @@ _LOG2E = math.log2(math.e)
 _SHARED_MEMORY = 227 << 10
 # Deviates that a block may read beyond the pool's end.
 _POOL_MARGIN = 256
-# Recorded launches have room for so many programs more, at most, than a step needs.
+# The number of programs that recorded launches have room for is a multiple of this, and never falls.
 _SPLITS_MULTIPLE = 4
 
 

@@ -24,6 +24,7 @@ from models.DPI.attention import api
 from models.DPI.attention.bands import Plan
 from models.DPI.methods import Method, Rope
 from models.DPI.patches.decoding import RecordedDecoding
+from models.DPI.patches.no_rotation import NoRotation
 from models.DPI.planning import Padding, make_plan
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,12 @@ def installed_method(model: PreTrainedModel) -> Method | None:
     return None if installation is None else installation.method
 
 
+def replays_decoding(model: PreTrainedModel, length: int) -> bool:
+    """Whether a static cache would let the tokens after a prompt of so many be decoded from a CUDA graph."""
+    installation = getattr(model, _ATTRIBUTE, None)
+    return installation is not None and installation.decoding.pays(length)
+
+
 @contextlib.contextmanager
 def observe(model: PreTrainedModel, observer: Observer) -> Iterator[None]:
     """Inside the block `observer` sees what each layer attends with, before the layer does.
@@ -171,49 +178,6 @@ _GENERATION_HOOKS = {
 }
 
 
-class _NoRotation(nn.Module):
-    """Stands where the rotary module was: cos = 1 and sin = 0, so that keys are cached un-rotated."""
-
-    def __init__(self, installation: "_Installation", stock: nn.Module) -> None:
-        super().__init__()
-        self.installation = installation
-        self.stock = stock
-
-    @torch.no_grad()
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, hidden) -> cos, sin (B, T, rotary_dim), or one row for all."""
-        self.installation.see_positions(x, position_ids)
-        one = torch.ones((), dtype=x.dtype, device=x.device)
-        shape = (1, x.shape[1], self.installation.rope.rotary_dim)
-        return one.expand(shape).as_subclass(_One), torch.zeros_like(one).expand(shape).as_subclass(_Zero)
-
-
-class _One(Tensor):
-    """Cosines that are 1: to multiply by them takes no time, as the stock rotation of a long prompt does."""
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _PRODUCTS and type(args[0]) is Tensor:
-            return args[0]
-        return super().__torch_function__(func, types, args, kwargs or {})
-
-
-class _Zero(Tensor):
-    """Sines that are 0, and products with them: to add them takes no time."""
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _PRODUCTS and type(args[0]) is Tensor:
-            return args[1]
-        if func in _SUMS and type(args[0]) is Tensor:
-            return args[0]
-        return super().__torch_function__(func, types, args, kwargs or {})
-
-
-_PRODUCTS = {Tensor.mul, Tensor.__mul__, torch.mul}
-_SUMS = {Tensor.add, Tensor.__add__, torch.add}
-
-
 class _Installation:
     """One model's method, and what it knows of the forward pass under way."""
 
@@ -235,7 +199,9 @@ class _Installation:
         self.padding = Padding(None, 0, 0)
         self.key_rotation: tuple[Tensor, Tensor] | None = None
         self.observer: Observer | None = None
-        self.whole = False  # whether the layers' attention gets the whole static cache, see `whole_cache`
+        self.ahead = False  # whether the pass was planned before it began
+        self.whole = False  # whether attention gets the whole static cache
+        self.decoding = RecordedDecoding(self)
         self.forwards: list[tuple[nn.Module, Any]] = []  # modules and what their instances had as `forward`
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Installation":
@@ -254,10 +220,10 @@ class _Installation:
 
     def enter(self) -> None:
         self.register()
-        self.base.rotary_emb = _NoRotation(self, self.stock_rotary)
+        self.base.rotary_emb = NoRotation(self, self.stock_rotary)
         for name, function in _GENERATION_HOOKS.items():
             setattr(self.model, name, function)
-        self._wrap(self.base, RecordedDecoding(self).forward)
+        self._wrap(self.base, self.decoding.forward)
         for layer in self.base.layers:
             self._wrap(layer.mlp, self.feed_forward)
 
@@ -286,7 +252,7 @@ class _Installation:
                 "position_ids or a mask function describe packed or partly visible sequences; give one sequence a "
                 "row, with attention_mask for padding"
             )
-        if not self.whole:
+        if not self.ahead:
             self.plan_pass(kwargs.get("attention_mask"), batch_size, int(kwargs.get("q_offset", 0)), q_length)
         self.planned = True
         if self.runs_stock:
@@ -296,12 +262,25 @@ class _Installation:
     def plan_pass(self, attention_mask: Tensor | None, batch_size: int, past: int, new: int) -> Plan:
         """Plan the forward pass of `new` tokens after `past` ones."""
         self.padding = Padding.read(attention_mask, batch_size, past, new)
-        self.plan = make_plan(self.method, self.rope, self.padding, self.seed)
+        self.plan = self.make_plan(self.padding)
         return self.plan
+
+    def make_plan(self, padding: Padding) -> Plan:
+        """The plan of a pass, without beginning it."""
+        return make_plan(self.method, self.rope, padding, self.seed)
+
+    @contextlib.contextmanager
+    def planned_ahead(self) -> Iterator[None]:
+        """Inside the block the forward pass finds its plan made."""
+        self.ahead = True
+        try:
+            yield
+        finally:
+            self.ahead = False
 
     @contextlib.contextmanager
     def whole_cache(self) -> Iterator[None]:
-        """Inside the block the pass is planned, and attention gets a static cache as it is, free places included."""
+        """Inside the block attention gets a static cache as it is, with the zeros of its free places."""
         self.whole = True
         try:
             yield
@@ -352,6 +331,9 @@ class _Installation:
         if self.observer is not None:
             self.observer(module.layer_idx, query, key[:, :, :n], self.plan, scaling)
         if self.runs_stock:
+            if key.shape[2] > n and (attention_mask is None or isinstance(attention_mask, Tensor)):
+                key, value = key[:, :, :n], value[:, :, :n]
+                attention_mask = None if attention_mask is None else attention_mask[..., :n]
             query, key = self._rotate_as_stock(query, key)
             return self.stock_attention(
                 module, query, key, value, attention_mask, dropout=0.0, scaling=scaling, **kwargs

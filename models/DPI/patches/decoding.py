@@ -6,33 +6,46 @@ where they are, so this needs a static cache (`generate(..., cache_implementatio
 """
 
 import copy
+import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from models.DPI.attention import api, triton
+from models.DPI.attention.bands import Plan
 from models.DPI.attention.triton_work import PreparedOne
+from models.DPI.planning import Padding
 
 if TYPE_CHECKING:
     from models.DPI.patches.Llama import _Installation
 
-# What a model's forward pass may be asked besides its tokens, mask and cache without leaving the recorded path.
-_HARMLESS = {"position_ids", "cache_position", "use_cache", "return_dict"}
+logger = logging.getLogger(__name__)
+
+# What a replayed forward pass may be given: these, and these only with their usual values.
+_TAKEN = {"past_key_values", "attention_mask", "position_ids", "cache_position"}
+_USUAL = {"use_cache": True, "return_dict": True, "output_attentions": False, "output_hidden_states": False}
 
 
 @dataclass
 class _Recording:
-    """Steps on one cache. replay: None until the second step; it runs the layers on `ids` and returns their result."""
+    """Consecutive steps of one generation. replay: None until the second step; it runs the layers on `ids`.
+
+    signature: what may not change between the steps. past: tokens in the cache before the last of them. modules: those
+    whose hooks would not be called.
+    """
 
     signature: tuple[Any, ...]
     prepared: PreparedOne
     ids: Tensor
+    past: int
+    modules: list[nn.Module]
     replay: Callable[[], Tensor] | None = None
 
 
@@ -42,6 +55,7 @@ class RecordedDecoding:
     def __init__(self, installation: "_Installation") -> None:
         self.installation = installation
         self.recording: _Recording | None = None
+        self.failed = False  # to record; not tried again
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RecordedDecoding":
         """Without the recording, which runs the layers of the model that is copied."""
@@ -51,74 +65,94 @@ class RecordedDecoding:
         """stock: the model's own forward pass, which also runs what is not replayed."""
         cache: Any = kwargs.get("past_key_values")
         if input_ids is None or args or not self._fits(input_ids, cache, kwargs):
-            self.recording = None  # recordings end with a generation: weights may change before the next
+            self.recording = None
             return stock(input_ids, *args, **kwargs)
         past = int(cache.get_seq_length())
         plan = self.installation.plan_pass(kwargs.get("attention_mask"), len(input_ids), past, 1)
-        if self.installation.runs_stock or not plan.rows or not self._attends_fused(cache):
-            self.recording = None
-            return stock(input_ids, **kwargs)
-        with self.installation.whole_cache():
-            return self._step(stock, input_ids, cache)
+        device, dtype = cache.layers[0].keys.device, cache.layers[0].keys.dtype
+        with self.installation.planned_ahead():
+            if not plan.rows or self.installation.runs_stock or not self._decodes_fused(plan, device, dtype):
+                self.recording = None
+                return stock(input_ids, **kwargs)
+            with self.installation.whole_cache():
+                hidden = self._step(stock, input_ids, cache, past, plan)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+
+    def pays(self, length: int) -> bool:
+        """Whether the steps after `length` tokens would be replayed, given a static cache."""
+        installation = self.installation
+        parameter = next(installation.base.parameters())
+        if self.failed or not can_record(parameter.device):
+            return False
+        plan = installation.make_plan(Padding(None, length, 1))
+        return (
+            not plan.plain
+            and {p.device for p in installation.base.parameters()} == {parameter.device}
+            and not _are_watched(list(installation.base.modules()))
+            and self._decodes_fused(plan, parameter.device, parameter.dtype)
+        )
 
     def _fits(self, input_ids: Tensor, cache: Any, kwargs: dict[str, Any]) -> bool:
-        extra = {name for name, value in kwargs.items() if value is not None and value is not False} - _HARMLESS
         mask = kwargs.get("attention_mask")
+        unusual = (
+            value is not None and name not in _TAKEN and value is not _USUAL.get(name) for name, value in kwargs.items()
+        )
         return (
             input_ids.shape[1] == 1
             and can_record(input_ids.device)
-            and type(cache) is StaticCache
-            and all(type(layer) is StaticLayer and layer.is_initialized for layer in cache.layers)
-            and extra <= {"past_key_values", "attention_mask"}
+            and not self.failed
+            and _is_static(cache)
+            and len({layer.keys.device for layer in cache.layers}) == 1
+            and cache.layers[0].keys.shape[1] == self.installation.config.num_key_value_heads  # none elsewhere
+            and not any(unusual)
             and (mask is None or mask.ndim == 2)
             and not torch.is_grad_enabled()
             and self.installation.observer is None
         )
 
-    def _attends_fused(self, cache: Any) -> bool:
-        """Whether the fused kernel decodes, on one device, and no hook waits for a layer to be called."""
-        installation, keys = self.installation, cache.layers[0].keys
-        assert installation.plan is not None
-        if self.recording is None:
-            modules = list(installation.base.modules())
-            if any(m._forward_hooks or m._forward_pre_hooks or hasattr(m, "_hf_hook") for m in modules):
-                return False
-        if any(layer.keys.device != keys.device for layer in cache.layers):
+    def _decodes_fused(self, plan: Plan, device: torch.device, dtype: torch.dtype) -> bool:
+        config = self.installation.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        query = torch.empty(1, 1, 1, head_dim, device=device, dtype=dtype)
+        try:
+            return api.choose(self.installation.attn_impl, query, plan) == "triton"
+        except ValueError:  # the stock pass says it
             return False
-        if keys.shape[1] != installation.config.num_key_value_heads:  # some heads are elsewhere
-            return False
-        query = keys.new_empty(1, 1, 1, keys.shape[3])
-        return api.choose(installation.attn_impl, query, installation.plan) == "triton"
 
-    def _step(self, stock: Callable[..., Any], input_ids: Tensor, cache: Any) -> BaseModelOutputWithPast:
-        installation, known = self.installation, self.recording
+    def _step(self, stock: Callable[..., Any], input_ids: Tensor, cache: Any, past: int, plan: Plan) -> Tensor:
         keys = cache.layers[0].keys
         signature = (
             tuple(input_ids.shape),
+            tuple(keys.shape),
             torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled("cuda"),
             *(x.data_ptr() for layer in cache.layers for x in (layer.keys, layer.values, layer.cumulative_length)),
         )
-        if known is not None and known.signature != signature:
+        known = self.recording
+        if known is not None and (
+            known.signature != signature or known.past + 1 != past or _are_watched(known.modules)
+        ):  # also where a prefix is used again: weights may have changed between generations
             known = None
-        assert installation.plan is not None
         prepared = triton.prepare_step(
-            installation.plan, len(input_ids), installation.config.num_attention_heads, keys.shape[1], keys.shape[3],
+            plan, len(input_ids), self.installation.config.num_attention_heads, keys.shape[1], keys.shape[3],
             keys.device, None if known is None else known.prepared,
         )  # fmt: skip
-
-        def run() -> Tensor:
-            ids = self.recording.ids if self.recording is not None else input_ids
-            out: Tensor = stock(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
-            return out
-
         if known is None or prepared.work is not known.prepared.work:
-            self.recording = _Recording(signature, prepared, input_ids.clone())
-            return BaseModelOutputWithPast(last_hidden_state=run(), past_key_values=cache)  # compiles the kernels
-        known.prepared = prepared
+            modules = list(self.installation.base.modules())
+            self.recording = None
+            if not _are_watched(modules):
+                self.recording = _Recording(signature, prepared, input_ids.clone(), past, modules)
+            return _hidden(stock, input_ids, cache)  # compiles the kernels
+        known.prepared, known.past = prepared, past
         known.ids.copy_(input_ids)
         if known.replay is None:
-            known.replay = record(run)
-        return BaseModelOutputWithPast(last_hidden_state=known.replay().clone(), past_key_values=cache)
+            try:
+                known.replay = record(lambda: _hidden(stock, known.ids, cache), keys.device)
+            except RuntimeError as error:  # a layer that waits for the GPU, say; nothing has run
+                logger.warning("decoding is not recorded, steps run one by one: %s", str(error).splitlines()[0])
+                self.failed, self.recording = True, None
+                return _hidden(stock, input_ids, cache)
+        return known.replay().clone()
 
 
 def can_record(device: torch.device) -> bool:
@@ -126,14 +160,47 @@ def can_record(device: torch.device) -> bool:
     return device.type == "cuda" and not torch.cuda.is_current_stream_capturing() and not torch.compiler.is_compiling()
 
 
-def record(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """A CUDA graph of what `run` launches. Its result is overwritten by the next replay."""
+def record(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """A CUDA graph of what `run` launches on the device. Its result is overwritten by the next replay."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with (
+        torch.cuda.device(device),
+        torch.cuda.stream(torch.cuda.current_stream(device)),  # restored on an error, too
+        torch.cuda.graph(graph, stream=_capture_stream(device), capture_error_mode="thread_local"),
+    ):
         result = run()
 
     def replay() -> Tensor:
-        graph.replay()
+        with torch.cuda.device(device):
+            graph.replay()
         return result
 
     return replay
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for each device: libraries keep memory for every stream that they have seen."""
+    return torch.cuda.Stream(device)
+
+
+def _is_static(cache: object) -> bool:
+    return type(cache) is StaticCache and all(type(x) is StaticLayer and x.is_initialized for x in cache.layers)
+
+
+def _hidden(stock: Callable[..., Any], input_ids: Tensor, cache: Any) -> Tensor:
+    hidden: Tensor = stock(input_ids=input_ids, past_key_values=cache, use_cache=True).last_hidden_state
+    return hidden
+
+
+def _are_watched(modules: list[nn.Module]) -> bool:
+    """Whether somebody waits for a module to be called. transformers' own hooks collect nothing unless asked to."""
+    return any(
+        hasattr(module, "_hf_hook")
+        or any(
+            getattr(hook, "__name__", "") != "output_capturing_hook"
+            for hooks in (module._forward_hooks, module._forward_pre_hooks)
+            for hook in hooks.values()
+        )
+        for module in modules
+    )

@@ -38,9 +38,9 @@ class _Recorder:
         self.monkeypatch = monkeypatch
         self.real = decoding.record
 
-    def record(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def record(self, run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
         self.recorded += 1
-        replay = self.real(run) if DEVICE == "cuda" else self._rerun(run)
+        replay = self.real(run, device) if DEVICE == "cuda" else self._rerun(run)
 
         def counted() -> Tensor:
             self.replayed += 1
@@ -188,6 +188,85 @@ def test_who_watches_the_layers_sees_every_step(model: PreTrainedModel, recorder
                 seen.append(1)
     assert len(seen) == 5
     assert recorder.recorded == 0
+
+
+@torch.no_grad()
+def test_a_hook_of_a_later_step_is_called(model: PreTrainedModel, recorder: _Recorder) -> None:
+    patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
+    ids, cache = tokens(1, 47).to(DEVICE), static(model)
+    seen: list[int] = []
+    for first, last in zip([0, 41, 42, 43, 44, 45], [41, 42, 43, 44, 45, 46], strict=True):
+        if first == 43:
+            model.model.layers[1].mlp.register_forward_pre_hook(lambda *args: seen.append(1))
+        model(ids[:, first:last], past_key_values=cache)
+    assert recorder.replayed == 1
+    assert len(seen) == 3
+
+
+@torch.no_grad()
+def test_a_prefix_used_again_is_recorded_anew(model: PreTrainedModel, recorder: _Recorder) -> None:
+    patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
+    ids, cache = tokens(1, 47).to(DEVICE), static(model)
+    model(ids[:, :41], past_key_values=cache)
+
+    def three() -> Tensor:
+        return torch.cat([model(ids[:, at : at + 1], past_key_values=cache).logits for at in range(41, 44)])
+
+    first = three()
+    assert recorder.replayed == 2
+    for layer in cache.layers:
+        layer.cumulative_length.fill_(41)
+    assert torch.equal(three(), first)
+    assert (recorder.recorded, recorder.replayed) == (2, 4)
+
+
+@torch.no_grad()
+def test_a_tuple_for_who_asks_for_one(model: PreTrainedModel, recorder: _Recorder) -> None:
+    patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
+    ids, cache = tokens(1, 45).to(DEVICE), static(model)
+    model(ids[:, :41], past_key_values=cache)
+    for at in range(41, 44):
+        assert isinstance(model.model(ids[:, at : at + 1], past_key_values=cache, return_dict=False), tuple)
+    assert recorder.recorded == 0
+
+
+def test_what_cannot_be_recorded_runs_step_by_step(
+    model: PreTrainedModel, recorder: _Recorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[int] = []
+
+    def fail(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+        tries.append(1)
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(decoding, "record", fail)
+    patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
+    ids = tokens(1, 46)
+    expected = steps(model, ids, 41, DynamicCache(config=model.config))
+    torch.testing.assert_close(steps(model, ids, 41, static(model)), expected, rtol=0, atol=4e-3)
+    steps(model, ids, 41, static(model))
+    assert len(tries) == 1
+    assert "not permitted when stream is capturing" in caplog.text
+    assert not patch.replays_decoding(model, 41)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "impl", "length", "replays"),
+    [
+        ("dpi", CHUNK_FREE, "auto", 50, True),
+        ("dpi", CHUNK_FREE, "auto", 20, False),  # within the window
+        ("dpi", CHUNK_FREE, "sdpa", 50, False),
+        ("repro_original", {}, "auto", 50, False),
+    ],
+)
+def test_where_a_static_cache_pays(
+    model: PreTrainedModel, recorder: _Recorder, name: str, params: dict, impl: str, length: int, replays: bool
+) -> None:
+    assert not patch.replays_decoding(model, length)  # no method
+    patch.install(model, build_method(name, params, WINDOW), WINDOW, attn_impl=impl)
+    assert patch.replays_decoding(model, length) == replays
+    model.model.layers[0].register_forward_hook(lambda *args: None)
+    assert not patch.replays_decoding(model, length)
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["of the class", "of the instance"])
