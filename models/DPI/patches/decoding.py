@@ -194,13 +194,14 @@ def _hidden(stock: Callable[..., Any], input_ids: Tensor, cache: Any) -> Tensor:
 
 
 def _are_watched(modules: list[nn.Module]) -> bool:
-    """Whether somebody waits for a module to be called. transformers' own hooks collect nothing unless asked to."""
+    """Whether somebody waits for a module to be called, accelerate included. Asked at every step, so it is quick."""
     return any(
-        hasattr(module, "_hf_hook")
-        or any(
-            getattr(hook, "__name__", "") != "output_capturing_hook"
-            for hooks in (module._forward_hooks, module._forward_pre_hooks)
-            for hook in hooks.values()
-        )
+        (module._forward_hooks or module._forward_pre_hooks or "_hf_hook" in vars(module)) and _is_watched(module)
         for module in modules
     )
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """transformers' own hooks collect nothing unless a pass asks for it."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return "_hf_hook" in vars(module) or any(getattr(h, "__name__", "") != "output_capturing_hook" for h in hooks)

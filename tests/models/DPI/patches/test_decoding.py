@@ -204,6 +204,16 @@ def test_a_hook_of_a_later_step_is_called(model: PreTrainedModel, recorder: _Rec
 
 
 @torch.no_grad()
+def test_hidden_states_once_do_not_end_recording(model: PreTrainedModel, recorder: _Recorder) -> None:
+    """transformers leaves its hooks on the layers."""
+    patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
+    ids = tokens(1, 45)
+    assert len(model(ids[:, :40].to(DEVICE), output_hidden_states=True).hidden_states) == 3
+    steps(model, ids, 41, static(model))
+    assert recorder.replayed == 3
+
+
+@torch.no_grad()
 def test_a_prefix_used_again_is_recorded_anew(model: PreTrainedModel, recorder: _Recorder) -> None:
     patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
     ids, cache = tokens(1, 47).to(DEVICE), static(model)
