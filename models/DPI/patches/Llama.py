@@ -220,7 +220,7 @@ class _Installation:
 
     def enter(self) -> None:
         self.register()
-        self.base.rotary_emb = NoRotation(self, self.stock_rotary)
+        self.base.rotary_emb = NoRotation(self.stock_rotary, self.rope.rotary_dim, self.see_positions)
         for name, function in _GENERATION_HOOKS.items():
             setattr(self.model, name, function)
         self._wrap(self.base, self.decoding.forward)

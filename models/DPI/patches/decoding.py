@@ -9,8 +9,9 @@ import copy
 import functools
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +24,27 @@ from models.DPI.attention.bands import Plan
 from models.DPI.attention.triton_work import PreparedOne
 from models.DPI.planning import Padding
 
-if TYPE_CHECKING:
-    from models.DPI.patches.Llama import _Installation
-
 logger = logging.getLogger(__name__)
 
 # What a replayed forward pass may be given: these, and these only with their usual values.
 _TAKEN = {"past_key_values", "attention_mask", "position_ids", "cache_position"}
 _USUAL = {"use_cache": True, "return_dict": True, "output_attentions": False, "output_hidden_states": False}
+
+
+class Installation(Protocol):
+    """What decoding needs to know of a model's method."""
+
+    base: nn.Module
+    config: Any
+    attn_impl: str
+    observer: Any
+
+    @property
+    def runs_stock(self) -> bool: ...
+    def plan_pass(self, attention_mask: Tensor | None, batch_size: int, past: int, new: int) -> Plan: ...
+    def make_plan(self, padding: Padding) -> Plan: ...
+    def planned_ahead(self) -> AbstractContextManager[None]: ...
+    def whole_cache(self) -> AbstractContextManager[None]: ...
 
 
 @dataclass
@@ -52,7 +66,7 @@ class _Recording:
 class RecordedDecoding:
     """The base model's forward pass, replayed where it can be: one token a row, beyond the window, a static cache."""
 
-    def __init__(self, installation: "_Installation") -> None:
+    def __init__(self, installation: Installation) -> None:
         self.installation = installation
         self.recording: _Recording | None = None
         self.failed = False  # to record; not tried again

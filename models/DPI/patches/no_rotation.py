@@ -1,28 +1,31 @@
 """What stands where a model's rotary module was, so that the stock cache holds un-rotated keys."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from models.DPI.patches.Llama import _Installation
-
 
 class NoRotation(nn.Module):
-    """cos = 1 and sin = 0: queries and keys stay as they are."""
+    """cos = 1 and sin = 0: queries and keys stay as they are.
 
-    def __init__(self, installation: "_Installation", stock: nn.Module) -> None:
+    see_positions: called with the hidden states (B, T, hidden) and position_ids of every pass. stock: the module that
+    this one stands for.
+    """
+
+    def __init__(self, stock: nn.Module, rotary_dim: int, see_positions: Callable[[Tensor, Tensor], None]) -> None:
         super().__init__()
-        self.installation = installation
         self.stock = stock
+        self.rotary_dim = rotary_dim
+        self.see_positions = see_positions
 
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, hidden) -> cos, sin (B, T, rotary_dim), or one row for all."""
-        self.installation.see_positions(x, position_ids)
+        self.see_positions(x, position_ids)
         one = torch.ones((), dtype=x.dtype, device=x.device)
-        shape = (1, x.shape[1], self.installation.rope.rotary_dim)
+        shape = (1, x.shape[1], self.rotary_dim)
         return one.expand(shape).as_subclass(_One), torch.zeros_like(one).expand(shape).as_subclass(_Zero)
 
 

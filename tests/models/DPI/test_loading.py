@@ -202,9 +202,9 @@ def test_the_window_of_the_configuration_is_the_default(folder: Path) -> None:
     config.max_position_embeddings = 24
     for options, window in (({}, 64), ({"max_position_embeddings": 40}, 40)):
         model, _ = dpi.get_model_and_tokenizer(str(folder), None, "repro_se", SE, device="cpu", **options)
-        assert model.model.rotary_emb.installation.rope.window == window
+        assert model._gali.rope.window == window
     model, _ = dpi.get_model_and_tokenizer(str(folder), config, "repro_se", SE, device="cpu")
-    assert model.model.rotary_emb.installation.rope.window == 24
+    assert model._gali.rope.window == 24
 
 
 def test_validate_method_says_the_same(folder: Path) -> None:

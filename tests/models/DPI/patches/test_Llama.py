@@ -230,8 +230,8 @@ def test_static_rope_scaling_of_the_model_is_kept(make_model: MakeModel, rope_ty
 
 def test_a_model_cast_to_bf16_keeps_exact_frequencies(make_model: MakeModel) -> None:
     """`model.bfloat16()` rounds the stock buffers too; the bands are not built from them."""
-    exact = put(make_model(WINDOW), "repro_se").model.rotary_emb.installation.rope.inv_freq
-    cast = put(make_model(WINDOW).bfloat16(), "repro_se").model.rotary_emb.installation.rope.inv_freq
+    exact = put(make_model(WINDOW), "repro_se")._gali.rope.inv_freq
+    cast = put(make_model(WINDOW).bfloat16(), "repro_se")._gali.rope.inv_freq
     assert torch.equal(cast, exact)
     expected = torch.tensor([10_000.0 ** (-f / 6) for f in range(6)])
     torch.testing.assert_close(exact, expected, rtol=1e-6, atol=0)
