@@ -109,7 +109,7 @@ def attend(
                 num_keys - num_queries, *_noise_factors(noise),
                 GROUP=heads // kv_heads, BANDS=prepared.num_bands, NOISY=noisy, HALF=head_dim // 2,
                 BLOCK_D=block_d, BM=tile.queries, BN=tile.keys, POOL=POOL_SIZE, WARPS=tile.warps,
-                STAGES=tile.stages, num_warps=tile.warps,
+                STAGES=tile.stages, num_warps=tile.warps, enable_fp_fusion=True,
             )  # fmt: skip
     return out
 

@@ -25,7 +25,7 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, first: int, last: int
         _turn[grid](
             x, cos, sin, out, first, last, heads, factor,
             x.stride(0), x.stride(1), x.stride(2), out.stride(0), out.stride(1), out.stride(2),
-            HALF=half, BLOCK_HALF=triton.next_power_of_2(half), TOKENS=_TOKENS, HEADS=_HEADS,
+            HALF=half, BLOCK_HALF=triton.next_power_of_2(half), TOKENS=_TOKENS, HEADS=_HEADS, enable_fp_fusion=True,
         )  # fmt: skip
 
 

@@ -218,6 +218,7 @@ def prepare_one(
         "STAGES": 3 if relative and head_dim <= 128 else 2,  # what shared memory holds
         "DEPENDENT": device.type == "cuda",
         "num_warps": _DECODE_WARPS,
+        "enable_fp_fusion": True,
         "maxnreg": 255,  # the assembler, left to choose, spills all but 32 of heads of 256
     }
     if device.type == "cuda":  # Triton's interpreter does not know it
