@@ -1,0 +1,129 @@
+"""Compile what the fused kernels' launches would run on a GPU, without one; as a program, without Triton's interpreter.
+
+Argument: JSON, a list of the arguments of `compile_case`. A line of JSON for each: the kernels' names, bytes of shared
+memory, registers and bytes of stack a thread, tensor core instructions, and stores to shared memory in the loop.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from models.DPI.attention import triton as fused
+from models.DPI.attention import triton_rotate
+from models.DPI.attention.triton_decode import decode_kernel
+from models.DPI.attention.triton_prefill import prefill_kernel
+from models.DPI.methods import build_method
+from models.DPI.planning import Padding, make_plan
+from tests.models.DPI import oracle
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
+_PRODUCT = r"\bHG?MMA\."
+OPTIONS = {"num_warps", "num_stages", "maxnreg", "enable_fp_fusion", "launch_pdl"}
+
+
+class _Compiler:
+    """Stands for a kernel: compiles what would be launched."""
+
+    def __init__(self, kernel: Any, found: list[dict[str, Any]]) -> None:
+        self.kernel, self.found = kernel, found
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return self._launch
+
+    def _launch(self, *args: Any, **kwargs: Any) -> None:
+        names = self.kernel.arg_names
+        given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k not in OPTIONS}
+        if "DEPENDENT" in given:
+            given["DEPENDENT"] = True  # as on a GPU
+        fixed = self.kernel.do_not_specialize or ()
+        kinds = {name: _type_of(given[name], name in kwargs, name not in fixed) for name in names}
+        even = [
+            n for n in names if kinds[n].startswith("*") or (kinds[n] == "i32" and n not in fixed and not given[n] % 16)
+        ]
+        source = ASTSource(
+            self.kernel,
+            signature=kinds,
+            constexprs={(names.index(n),): given[n] for n, kind in kinds.items() if kind == "constexpr"},
+            attrs={(names.index(n),): [["tt.divisibility", 16]] for n in even},
+        )
+        options = {name: value for name, value in kwargs.items() if name in OPTIONS}
+        made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        self.found.append({"name": self.kernel.__name__, "shared": made.metadata.shared, **_read(made.asm["cubin"])})
+
+
+def _type_of(value: Any, constant: bool, specialized: bool) -> str:
+    """As Triton's launcher sees it: an argument that is 1 is compiled in."""
+    if constant or value is None or (specialized and type(value) is int and value == 1):
+        return "constexpr"
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>".replace(" ", "")
+    if isinstance(value, Tensor):
+        return "*" + TYPES[value.dtype]
+    return "i32" if isinstance(value, int) else "fp32"
+
+
+def _read(cubin: bytes) -> dict[str, int]:
+    """What the assembler's output says of itself."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+
+        def tool(name: str, *flags: str) -> str:
+            return subprocess.run([TOOLS / name, *flags, path], check=True, capture_output=True, text=True).stdout
+
+        usage, code = tool("cuobjdump", "-res-usage"), tool("nvdisasm", "-c")
+    registers, stack = (int(re.search(rf"{key}:(\d+)", usage).group(1)) for key in ("REG", "STACK"))
+    products = len(re.findall(_PRODUCT, code))
+    return {"registers": registers, "stack": stack, "products": products, "loop_stores": _loop_of(code).count("STS.")}
+
+
+def _loop_of(code: str) -> str:
+    """The shortest run of instructions that ends in a jump back to its beginning, multiplies and loads tiles."""
+    labels = {match[1]: match.start() for match in re.finditer(r"^(\.L_x_\d+):", code, re.MULTILINE)}
+    jumps = ((labels[jump[1]], jump.end()) for jump in re.finditer(r"BRA `\((\.L_x_\d+)\)", code))
+    runs = (code[first:last] for first, last in jumps if first < last)
+    loops = [run for run in runs if re.search(_PRODUCT, run) and "UTMALDG" in run]
+    return min(loops, key=len, default="")
+
+
+def compile_case(method: str, params: dict[str, Any], queries: int, head_dim: int) -> list[dict[str, Any]]:
+    """Every kernel that attention of 8 query heads and 2 key heads on 300 keys launches, W = 64."""
+    found: list[dict[str, Any]] = []
+    rotate = triton_rotate._turn
+    triton_rotate._turn = _Compiler(rotate, found)
+    fused._kernels = lambda: SimpleNamespace(
+        prefill=_Compiler(prefill_kernel, found),
+        decode=_Compiler(decode_kernel, found),
+        turn=triton_rotate.turn,
+        TensorDescriptor=TensorDescriptor,
+    )
+    plan = make_plan(
+        build_method(method, params, 64), oracle.rope(64, head_dim), Padding(None, 300 - queries, queries), seed=0
+    )
+    q = torch.zeros(1, 8, queries, head_dim, dtype=torch.bfloat16)
+    k = torch.zeros(1, 2, 300, head_dim, dtype=torch.bfloat16)
+    if queries == 1:
+        fused.attend_one(q, k, k, plan, scaling=1.0)
+    else:
+        fused.attend(q, k, k, plan.rows[0].segments, scaling=1.0, noise=plan.noise)
+    triton_rotate._turn = rotate
+    return found
+
+
+if __name__ == "__main__":
+    for case in json.loads(sys.argv[1]):
+        seen = {json.dumps(one) for one in compile_case(*case)}
+        sys.stdout.write(json.dumps([json.loads(one) for one in sorted(seen)]) + "\n")
