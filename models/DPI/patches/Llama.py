@@ -269,23 +269,21 @@ class _Installation:
         """The plan of a pass, without beginning it."""
         return make_plan(self.method, self.rope, padding, self.seed)
 
-    @contextlib.contextmanager
-    def planned_ahead(self) -> Iterator[None]:
+    def planned_ahead(self) -> contextlib.AbstractContextManager[None]:
         """Inside the block the forward pass finds its plan made."""
-        self.ahead = True
-        try:
-            yield
-        finally:
-            self.ahead = False
+        return self._during("ahead")
+
+    def whole_cache(self) -> contextlib.AbstractContextManager[None]:
+        """Inside the block attention gets a static cache as it is, with the zeros of its free places."""
+        return self._during("whole")
 
     @contextlib.contextmanager
-    def whole_cache(self) -> Iterator[None]:
-        """Inside the block attention gets a static cache as it is, with the zeros of its free places."""
-        self.whole = True
+    def _during(self, flag: str) -> Iterator[None]:
+        setattr(self, flag, True)
         try:
             yield
         finally:
-            self.whole = False
+            setattr(self, flag, False)
 
     @property
     def runs_stock(self) -> bool:
