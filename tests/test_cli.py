@@ -15,7 +15,6 @@ import pred
 from pipeline import store
 from pipeline.cli import run_script
 from tasks import get_task
-from tests.conftest import TINY
 from tests.pipeline.small import WORDS, save_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -275,7 +274,6 @@ def test_two_processes_of_torchrun_give_the_files_of_one(place, run):
     assert not list(double.glob(".part-*"))
 
 
-@pytest.mark.skipif(not (TINY / "model.safetensors").is_file(), reason="models/tiny has no weights")
 @pytest.mark.parametrize(
     ("task", "folder", "keys"),
     [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT
 
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("nbclient")
@@ -32,7 +32,6 @@ def _outputs(path: Path) -> list:
     return [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
 
 
-@pytest.mark.skipif(not (TINY / "model.safetensors").is_file(), reason="models/tiny is not there")
 @pytest.mark.timeout(300)
 def test_a_short_version_executes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GALI_DATA", str(tmp_path / "absent"))

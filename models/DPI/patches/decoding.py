@@ -34,7 +34,7 @@ _USUAL = {"use_cache": True, "return_dict": True, "output_attentions": False, "o
 class Installation(Protocol):
     """What decoding needs to know of a model's method."""
 
-    base: nn.Module
+    base: Any
     config: Any
     attn_impl: str
     observer: Any
@@ -125,8 +125,7 @@ class RecordedDecoding:
         )
 
     def _decodes_fused(self, plan: Plan, device: torch.device, dtype: torch.dtype) -> bool:
-        config = self.installation.config
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        head_dim = self.installation.base.layers[0].self_attn.head_dim
         query = torch.empty(1, 1, 1, head_dim, device=device, dtype=dtype)
         try:
             return api.choose(self.installation.attn_impl, query, plan) == "triton"

@@ -35,8 +35,6 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("repro_yarn", {"factor": 2.0}),
 ]
 
-pytestmark = pytest.mark.skipif(not (TINY / "model.safetensors").is_file(), reason="models/tiny has no weights")
-
 
 @pytest.fixture(scope="module")
 def tiny() -> tuple[PreTrainedModel, Any]:

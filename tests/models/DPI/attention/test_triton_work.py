@@ -1,5 +1,7 @@
 """How decoding is cut into programs, and tensors of a step written anew for the next."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -30,6 +32,15 @@ def test_programs_are_no_more_than_there_is_room_for(tiles: list[tuple[int, int]
     shares = triton_work._best_shares(tiles, multiprocessors)
     needed = sum(-(-(high - low) // 512) for low, high in tiles)  # a program takes 512 tiles of one band at most
     assert len(shares) <= max(2 * multiprocessors, needed)
+
+
+def test_pieces_of_bands_are_even_and_whole() -> None:
+    for most, first, second in itertools.product((1, 2, 7, 33), (0, 1, 64), (1, 3, 200)):
+        tiles = [(5, 5 + first), (9, 9 + second)]
+        pieces = triton_work._shares(tiles, most)
+        covered = [(band, tile) for band, low, high in pieces for tile in range(low, high)]
+        assert covered == [(0, t) for t in range(5, 5 + first)] + [(1, t) for t in range(9, 9 + second)]
+        assert len(pieces) <= max(most, 2)
 
 
 def test_one_row_of_16384_keys_on_132_multiprocessors() -> None:

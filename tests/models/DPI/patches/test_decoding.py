@@ -2,6 +2,7 @@
 planning forbidden, since a CUDA graph could not plan either; with a GPU it is a CUDA graph."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -85,12 +86,16 @@ def model(make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
     return made.to(DEVICE)
 
 
+def edges(prompt: int, length: int) -> list[tuple[int, int]]:
+    """Where each pass begins and ends: the prompt, then a token at a time."""
+    return list(itertools.pairwise([0, *range(prompt, length + 1)]))
+
+
 @torch.no_grad()
 def steps(model: PreTrainedModel, ids: Tensor, prompt: int, cache: Cache, mask: Tensor | None = None) -> Tensor:
     """Logits of the tokens after the prompt, fed one by one, (B, T, vocabulary)."""
-    edges = [0, *range(prompt, ids.shape[1] + 1)]
     out = []
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in edges(prompt, ids.shape[1]):
         seen = None if mask is None else mask[:, :last].to(DEVICE)
         out.append(model(ids[:, first:last].to(DEVICE), attention_mask=seen, past_key_values=cache).logits[:, -1:])
     return torch.cat(out[1:], dim=1).float()
@@ -181,7 +186,7 @@ def test_who_watches_the_layers_sees_every_step(model: PreTrainedModel, recorder
             steps(model, ids, 41, cache)
     else:
         asked = {"output_hidden_states": True} if watch == "hidden states" else {"return_dict": True}
-        for first, last in zip([0, 41, 42, 43, 44], [41, 42, 43, 44, 45], strict=True):
+        for first, last in edges(41, 45):
             with torch.set_grad_enabled(watch == "gradients"):
                 out = model(ids[:, first:last].to(DEVICE), past_key_values=cache, **asked)
             if out.logits.requires_grad or out.hidden_states:
@@ -195,7 +200,7 @@ def test_a_hook_of_a_later_step_is_called(model: PreTrainedModel, recorder: _Rec
     patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
     ids, cache = tokens(1, 47).to(DEVICE), static(model)
     seen: list[int] = []
-    for first, last in zip([0, 41, 42, 43, 44, 45], [41, 42, 43, 44, 45, 46], strict=True):
+    for first, last in edges(41, 46):
         if first == 43:
             model.model.layers[1].mlp.register_forward_pre_hook(lambda *args: seen.append(1))
         model(ids[:, first:last], past_key_values=cache)
