@@ -6,9 +6,9 @@ from rich.console import Console
 
 from pipeline import store
 from pipeline.cli import EXIT_DONE, make_parser, run_script
-from pipeline.errors import UserError
 from pipeline.report import collect
 from tasks import get_task
+from tasks.errors import UserError
 
 
 def main(argv: list[str]) -> int:

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from pipeline import store
 from pipeline.cli import EXIT_DONE, make_parser, run_script
-from pipeline.errors import UserError
 from pipeline.scoring import score_experiment
 from tasks import get_task
+from tasks.errors import UserError
 
 
 def main(argv: list[str]) -> int:

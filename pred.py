@@ -12,7 +12,7 @@ from rich.table import Table
 from pipeline import sweep
 from pipeline.cli import EXIT_DONE, EXIT_FAILED_RECORDS, make_parser, run_script
 from pipeline.config import ExperimentConfig, apply_overrides, build_config, read_toml
-from pipeline.errors import UserError
+from tasks.errors import UserError
 
 logger = logging.getLogger("pred")
 

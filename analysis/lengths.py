@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import ExperimentConfig, build_config
-from pipeline.errors import UserError
 from tasks import get_task
+from tasks.errors import UserError
 from tasks.leval import build_prompt
 from tasks.longbench import official_prompt
 

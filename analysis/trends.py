@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline import store
-from pipeline.errors import UserError
 from pipeline.report import average, flatten, read_experiment
 from tasks import get_task
+from tasks.errors import UserError
 
 COLUMNS = ["task", "model", "method", "experiment", "target", "score", "datasets", "complete"]
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pipeline.errors import UserError
+from tasks.errors import UserError
 
 EXIT_DONE = 0
 EXIT_USER_ERROR = 2

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pipeline.errors import UserError
 from tasks import canonical_task_name
+from tasks.errors import UserError
 
 Positive = Annotated[int, Field(gt=0, strict=True)]
 Thousands = Annotated[float, Field(gt=0, allow_inf_nan=False)]

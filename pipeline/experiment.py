@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import store
 from pipeline.config import RESUMABLE_KEYS, ExperimentConfig
-from pipeline.errors import UserError
 from pipeline.runner import Outcome, run_records, select_datasets, select_records
 from tasks import get_task
 from tasks.base import Engine, Record
+from tasks.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.distributed import Workers

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.config import ExperimentConfig
 from pipeline.distributed import Workers
-from pipeline.errors import UserError
+from tasks.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

@@ -17,9 +17,9 @@ from typing import Any
 import pandas as pd
 
 from pipeline import figures, store
-from pipeline.errors import UserError
 from pipeline.scoring import DETAIL_FILE, measure, read_predictions
 from tasks.base import Task
+from tasks.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from pipeline import store
 from pipeline.config import ExperimentConfig
-from pipeline.errors import UserError
 from tasks.base import Engine, Line, Record, Task
+from tasks.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.distributed import Workers

@@ -10,8 +10,8 @@ from typing import Any
 
 from pipeline import store
 from pipeline.config import ExperimentConfig, build_config
-from pipeline.errors import UserError
 from tasks.base import Line, Task
+from tasks.errors import UserError
 
 logger = logging.getLogger(__name__)
 

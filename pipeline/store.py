@@ -26,8 +26,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from pipeline.config import check_exp_name
-from pipeline.errors import UserError
 from tasks.base import Line, Task
+from tasks.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from pipeline.config import ExperimentConfig, build_config, describe
-from pipeline.errors import UserError
+from tasks.errors import UserError
 
 # SelfExtend's group and window for W = 8192, as the paper's authors give them in their configuration.
 PUBLISHED_SELFEXTEND = {(8192, 16384): (3, 4096), (8192, 32768): (5, 2048)}

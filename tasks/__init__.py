@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import importlib
 
-from pipeline.errors import UserError
 from tasks.base import Task
+from tasks.errors import UserError
 
 _TASKS = {
     "needle": ("tasks.needle", "TASK"),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from tasks.errors import UserError
 
 Row = dict[str, Any]
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.errors import UserError
 from tasks.base import Engine, Line, Record, Task
 from tasks.chat import chat_ids, has_llama2_template
+from tasks.errors import UserError
 from tasks.jsonl import find_in_folder, hub_file, read_rows
 from tasks.leval_scores import score_dataset
 from tasks.metrics.summary import average

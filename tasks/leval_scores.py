@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import UserError
+from tasks.errors import UserError
 from tasks.metrics import extract
 from tasks.metrics.bootstrap import bootstrap_stderr
 from tasks.metrics.exact_match import exact_match

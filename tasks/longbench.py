@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.errors import UserError
 from tasks.base import Engine, Line, Record, Task
 from tasks.chat import chat_ids
+from tasks.errors import UserError
 from tasks.jsonl import find_in_folder, hub_file, read_rows, read_zipped_rows
 from tasks.metrics.classification import classification
 from tasks.metrics.code_similarity import code_similarity

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ExperimentConfig
-from pipeline.errors import UserError
 from tasks import needle_prompts as prompts
 from tasks.base import Engine, Line, Record, Task
 from tasks.chat import chat_ids
+from tasks.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.errors import UserError
+from tasks.errors import UserError
 
 HaystackName = Literal["passkey", "essays"]
 NeedleName = Literal["passkey", "sandwich"]

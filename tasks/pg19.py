@@ -24,8 +24,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ExperimentConfig
-from pipeline.errors import UserError
 from tasks.base import Engine, Line, Record, Task
+from tasks.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis.pictures.style import DASHES, colour_of, tidy
 from analysis.positions import relative_distances
-from models.DPI.help_funcs import construct_new_pi, stretch
+from models.DPI.help_funcs import construct_new_pi, squeeze
 from models.DPI.methods import Rope
 from models.DPI.methods.base import frequencies_of
 from models.DPI.methods.dpi import DPI
@@ -36,7 +36,7 @@ def draw() -> Figure:
 def _positions(axis: Axes) -> None:
     """True positions above, GALI's below."""
     positions = construct_new_pi(LENGTH, WINDOW, LOCAL_WINDOW)
-    s, head = (int(x) for x in stretch(torch.tensor(LENGTH), WINDOW, LOCAL_WINDOW))
+    s, head = (int(x) for x in squeeze(torch.tensor(LENGTH), WINDOW, LOCAL_WINDOW))
     for index, position in enumerate(positions.tolist()):
         colour = HEAD if index < head else TAIL
         axis.plot([index, position], [1, 0], color=colour, linewidth=1.1, alpha=0.55, zorder=1)

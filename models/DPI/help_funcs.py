@@ -36,8 +36,8 @@ def chunk_ends(length: int, window: int, chunk_coe: int | float, past: int = 0) 
     return ends.masked_fill_(index < window, window).clamp_(max=length)
 
 
-def stretch(length: Tensor, window: int, local_window: int) -> tuple[Tensor, Tensor]:
-    """How far n tokens beyond the window are stretched.
+def squeeze(length: Tensor, window: int, local_window: int) -> tuple[Tensor, Tensor]:
+    """How far the head of n tokens is squeezed, and how long it is.
 
     length: int64 tensor of n. Returns s, the divisor of the head's positions, and H, the number of tokens in the
     head, n - (W - k); s = 1 and H = 0 where n <= W.
@@ -54,7 +54,7 @@ def construct_new_pi(length: int, window: int, local_window: int) -> Tensor:
 
     For length <= window, 0 ... length - 1.
     """
-    s, head = stretch(torch.tensor(length), window, local_window)
+    s, head = squeeze(torch.tensor(length), window, local_window)
     index = torch.arange(length)
     tail = index - (length - window if length > window else 0)
     return torch.where(index < head, index.double() / s, tail.double()).float()

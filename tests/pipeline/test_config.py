@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import apply_overrides, build_config, read_toml
-from pipeline.errors import UserError
+from tasks.errors import UserError
 from tests.pipeline.small import config
 
 BASE = {"model": "m", "exp_name": "e", "method": "dpi", "task": "needle", "max_pe": 16384}

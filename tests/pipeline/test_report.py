@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from pipeline import figures, report, store
-from pipeline.errors import UserError
 from tasks import get_task
+from tasks.errors import UserError
 
 NEEDLE, PG19, LONGBENCH = get_task("needle"), get_task("pg19"), get_task("longbench")
 

@@ -10,9 +10,9 @@ import pytest
 from tqdm import tqdm
 
 from pipeline import store
-from pipeline.errors import UserError
 from pipeline.experiment import run_experiment
 from pipeline.runner import Outcome, _pending, run_records, select_datasets, select_records
+from tasks.errors import UserError
 from tests.pipeline.fake_task import FakeTask, FakeWorkers
 from tests.pipeline.small import config
 

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from pipeline import store
-from pipeline.errors import UserError
 from pipeline.scoring import score_experiment
+from tasks.errors import UserError
 from tests.pipeline.fake_task import FakeTask
 from tests.pipeline.small import config
 

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from pipeline import store
-from pipeline.errors import UserError
 from tasks import get_task
+from tasks.errors import UserError
 
 LINES = [{"id": "a", "pred": "é\u2028 x"}, {"id": "b", "pred": "1"}, {"id": "c", "pred": "2"}]
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from pipeline import sweep
 from pipeline.config import build_config, read_toml
-from pipeline.errors import UserError
 from pipeline.loading import check_method
+from tasks.errors import UserError
 
 EXPCFG = Path(__file__).parents[2] / "expcfg"
 PAPER = EXPCFG / "paper.toml"

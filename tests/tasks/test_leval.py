@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from pipeline.errors import UserError
 from tasks import get_task, leval
+from tasks.errors import UserError
 from tasks.leval import CLOSED_ENDED, OPEN_ENDED, build_prompt, fact_probe, fit_document
 from tasks.metrics.bootstrap import bootstrap_stderr
 from tests.tasks.fakes import LLAMA2_TEMPLATE, PLAIN_TEMPLATE, FakeEngine, byte_tokenizer, config

@@ -5,8 +5,8 @@ import zipfile
 
 import pytest
 
-from pipeline.errors import UserError
 from tasks import get_task, jsonl, longbench, longbench_e
+from tasks.errors import UserError
 from tasks.longbench import MAX_NEW_TOKENS, NO_CHAT_TEMPLATE, PROMPTS, cut_middle, official_prompt
 from tests.tasks.fakes import LLAMA2_TEMPLATE, PLAIN_TEMPLATE, FakeEngine, byte_tokenizer, config
 

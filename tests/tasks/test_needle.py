@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
 from tasks import get_task, needle
 from tasks import needle_prompts as prompts
 from tasks.base import Generation
 from tasks.chat import chat_ids
+from tasks.errors import UserError
 from tests.pipeline.small import config, word_tokenizer
 
 TASK = get_task("needle")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pipeline.engine import ModelEngine
-from pipeline.errors import UserError
 from tasks import get_task
+from tasks.errors import UserError
 from tasks.pg19 import STEP, cumulative_losses, score_lines
 from tests.pipeline.small import WORDS, config, tiny_model, word_tokenizer
 

@@ -2,9 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -15,6 +16,8 @@ from models.DPI.attention.noise import Noise
 from models.DPI.attention.tables import Frequencies, KeyPositions
 
 TRUE_POSITIONS = KeyPositions()
+# Other frequencies that a Rope keeps, with their tables. Dyn-NTK makes new ones for every token.
+_KEPT = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +33,7 @@ class Rope:
     window: int
     theta: float | None = None
     scaling: float = 1.0
+    _derived: dict[Hashable, Frequencies] = field(default_factory=dict, repr=False)
 
     @cached_property
     def frequencies(self) -> Frequencies:
@@ -38,13 +42,17 @@ class Rope:
 
     @property
     def rotary_dim(self) -> int:
+        """Components of a head that rotate."""
         return 2 * self.inv_freq.numel()
 
-    def with_theta(self, factor: float) -> Frequencies:
-        """Frequencies of theta * factor ** (d / (d - 2)), the NTK-aware change of base."""
-        d = self.rotary_dim
-        assert self.theta is not None
-        return Frequencies(frequencies_of(self.theta * factor ** (d / (d - 2)), d))
+    def derived(self, key: Hashable, make: Callable[[], Tensor]) -> Frequencies:
+        """The frequencies (rotary_dim/2,) that `make` computes, kept under `key` with the tables built from them."""
+        found = self._derived.get(key)
+        if found is None:
+            found = self._derived[key] = Frequencies(make())
+            for old in list(self._derived)[:-_KEPT]:
+                self._derived.pop(old, None)
+        return found
 
 
 def frequencies_of(theta: float, rotary_dim: int) -> Tensor:
@@ -58,7 +66,17 @@ class Method(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     name: ClassVar[str]
+    label: ClassVar[str]  # in tables and pictures
+    colour: ClassVar[str] = (
+        "#999999"  # of its lines, `#rrggbb`; the registered ones differ for colour-blind readers too
+    )
+    marker: ClassVar[str] = "."  # of its points, as matplotlib names it
     needs_theta: ClassVar[bool] = False  # whether it changes the base of an unscaled rotary scheme
+
+    @classmethod
+    def params_for(cls, window: int, target: int) -> dict[str, Any]:
+        """Parameters with which the method reads `target` tokens from a window of W, both in tokens."""
+        return {}
 
     def check_window(self, window: int) -> None:
         """Raise ValueError if the parameters make no sense for a window of W tokens."""
@@ -85,8 +103,8 @@ class Method(BaseModel, ABC):
         return None
 
 
-def causal(past: int, length: int) -> Tensor:
-    """Indices of queries past ... length - 1, (T,) int64; query i sees keys up to i."""
+def query_indices(past: int, length: int) -> Tensor:
+    """Indices of queries past ... length - 1, (T,) int64."""
     return torch.arange(past, length)
 
 
@@ -94,10 +112,16 @@ def one_band(
     rope: Rope, frequencies: Frequencies, past: int, length: int, scaling: float | None = None
 ) -> list[Segment]:
     """The stock model's band: positions i and j. scaling: factor on cos and sin, the model's own if None."""
-    i = causal(past, length)
+    i = query_indices(past, length)
     factor = rope.scaling if scaling is None else scaling
     band = Band(frequencies, i.double(), TRUE_POSITIONS, torch.zeros_like(i), i + 1, query_scale=factor**2)
     return [Segment(past, length, (band,))]
+
+
+def factor_for(window: int, target: int) -> dict[str, int | float]:
+    """The smallest factor that reaches the target."""
+    factor = max(1.0, target / window)
+    return {"factor": int(factor) if factor.is_integer() else factor}
 
 
 def reach_of_factor(window: int, factor: float) -> int:

@@ -2,13 +2,14 @@
 (2402.17463)."""
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
+from torch import Tensor
 
 from models.DPI.attention.bands import Band, Segment
 from models.DPI.attention.tables import KeyPositions
-from models.DPI.methods.base import Method, Rope, causal
+from models.DPI.methods.base import Method, Rope, query_indices
 
 
 class ChunkLlama(Method):
@@ -18,9 +19,17 @@ class ChunkLlama(Method):
     """
 
     name: ClassVar[str] = "repro_chunkllama"
+    label: ClassVar[str] = "ChunkLlama"
+    colour: ClassVar[str] = "#009E73"
+    marker: ClassVar[str] = "^"
 
     local_window: int | None = Field(default=None, ge=1)
     mscale: float = Field(default=0.1, ge=0.0)
+
+    @classmethod
+    def params_for(cls, window: int, target: int) -> dict[str, Any]:
+        """What GALI's authors ran."""
+        return {"local_window": max(1, window // 16), "mscale": 0.1}
 
     def check_window(self, window: int) -> None:
         """The chunk, 3W//4 - local_window, must hold a token."""
@@ -43,12 +52,12 @@ class ChunkLlama(Method):
         chunk = furthest - self._local_window(rope.window)
         m = self.mscale * math.log(length / rope.window) + 1 if length > rope.window else 1.0
         scale = (m * rope.scaling) ** 2
-        i = causal(past, length)
+        i = query_indices(past, length)
         own = i - i % chunk  # first key of the query's chunk
         previous = (own - chunk).clamp(min=0)
         keys = KeyPositions(period=chunk)
 
-        def band(positions, start, stop):
+        def band(positions: Tensor, start: Tensor, stop: Tensor) -> Band:
             return Band(rope.frequencies, positions.double(), keys, start, stop, query_scale=scale)
 
         bands = (

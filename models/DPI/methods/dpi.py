@@ -6,7 +6,7 @@ s, and with it the head's table; only the boundary between the bands moves from 
 """
 
 import math
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -15,8 +15,8 @@ from torch import Tensor
 from models.DPI.attention.bands import EVERY_KEY, Band, Segment
 from models.DPI.attention.noise import Noise
 from models.DPI.attention.tables import KeyPositions
-from models.DPI.help_funcs import chunk_ends, stretch
-from models.DPI.methods.base import TRUE_POSITIONS, Method, Rope, causal, one_band
+from models.DPI.help_funcs import chunk_ends, squeeze
+from models.DPI.methods.base import TRUE_POSITIONS, Method, Rope, one_band, query_indices
 
 Flag = Annotated[int, Field(ge=0, le=1)]
 
@@ -35,6 +35,9 @@ class DPI(Method):
     """
 
     name: ClassVar[str] = "dpi"
+    label: ClassVar[str] = "GALI"
+    colour: ClassVar[str] = "#D55E00"
+    marker: ClassVar[str] = "o"
 
     chunk_coe: int | float = Field(default=3000, gt=0)
     local_window: int = Field(default=128, ge=1)
@@ -46,6 +49,11 @@ class DPI(Method):
     scale_mean: Flag = 0
     scale_std: Flag = 1
     scale_max: Flag = 1
+
+    @classmethod
+    def params_for(cls, window: int, target: int) -> dict[str, Any]:
+        """Half of the window stays at integers, and a chunk is shorter than the tail."""
+        return {"chunk_coe": max(1, 3 * window // 8), "local_window": max(1, window // 2)}
 
     @model_validator(mode="after")
     def _noise_has_a_deviation(self) -> Self:
@@ -88,8 +96,8 @@ class DPI(Method):
         if length <= rope.window:
             return one_band(rope, rope.frequencies, past, length)
         end = chunk_ends(length, rope.window, self.chunk_coe, past)  # n of each query: where its chunk ends
-        s, head = stretch(end, rope.window, self.local_window)
-        i = causal(past, length)
+        s, head = squeeze(end, rope.window, self.local_window)
+        i = query_indices(past, length)
         changes = (torch.nonzero(s[1:] != s[:-1]).flatten() + 1).tolist()
         segments = []
         for first, last in zip([0, *changes], [*changes, len(i)], strict=True):

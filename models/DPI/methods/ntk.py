@@ -5,44 +5,52 @@ factor * n / W - factor + 1 in place of the factor, n the tokens so far. Here th
 turn at the current base, unlike implementations that keep early keys at an older one.
 """
 
-import functools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from models.DPI.attention.bands import Segment
 from models.DPI.attention.tables import Frequencies
-from models.DPI.methods.base import Method, Rope, one_band, reach_of_factor
+from models.DPI.methods.base import Method, Rope, factor_for, frequencies_of, one_band, reach_of_factor
 
 
-class NTK(Method):
-    """factor: how many windows to reach, W * factor >= target."""
+class _ChangedBase(Method):
+    """What both have in common."""
 
-    name: ClassVar[str] = "repro_ntk"
     needs_theta: ClassVar[bool] = True
 
     factor: float = Field(ge=1.0)
 
+    @classmethod
+    def params_for(cls, window: int, target: int) -> dict[str, Any]:
+        """The smallest factor that reaches."""
+        return factor_for(window, target)
+
     def reach(self, window: int) -> float:
         """W * factor."""
         return reach_of_factor(window, self.factor)
+
+
+class NTK(_ChangedBase):
+    """factor: how many windows to reach, W * factor >= target."""
+
+    name: ClassVar[str] = "repro_ntk"
+    label: ClassVar[str] = "NTK"
+    colour: ClassVar[str] = "#E69F00"
+    marker: ClassVar[str] = "D"
 
     def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
         """One band at true positions, other frequencies."""
         return one_band(rope, _frequencies(rope, self.factor), past, length)
 
 
-class DynamicNTK(Method):
+class DynamicNTK(_ChangedBase):
     """factor: as for NTK; the base grows with the input."""
 
     name: ClassVar[str] = "repro_dynamic_ntk"
-    needs_theta: ClassVar[bool] = True
-
-    factor: float = Field(ge=1.0)
-
-    def reach(self, window: int) -> float:
-        """W * factor."""
-        return reach_of_factor(window, self.factor)
+    label: ClassVar[str] = "Dyn-NTK"
+    colour: ClassVar[str] = "#56B4E9"
+    marker: ClassVar[str] = "v"
 
     def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
         """One band at true positions, frequencies of the length so far."""
@@ -55,6 +63,8 @@ class DynamicNTK(Method):
         return length <= rope.window
 
 
-@functools.lru_cache(maxsize=4)
 def _frequencies(rope: Rope, factor: float) -> Frequencies:
-    return rope.with_theta(factor)
+    """Of theta * factor ** (d / (d - 2))."""
+    theta, d = rope.theta, rope.rotary_dim
+    assert theta is not None
+    return rope.derived(("ntk", factor), lambda: frequencies_of(theta * factor ** (d / (d - 2)), d))

@@ -11,6 +11,9 @@ class Original(Method):
     """No parameters."""
 
     name: ClassVar[str] = "repro_original"
+    label: ClassVar[str] = "original"
+    colour: ClassVar[str] = "#4D4D4D"
+    marker: ClassVar[str] = "X"
 
     def reach(self, window: int) -> float:
         """Unbounded, as the paper measures it beyond its window, where it breaks."""

@@ -4,16 +4,15 @@ As transformers computes it: turns within the window between beta_fast = 32 and 
 over whole dimensions; cos and sin are multiplied by 0.1 ln(factor) + 1.
 """
 
-import functools
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from models.DPI.attention.bands import Segment
-from models.DPI.attention.tables import Frequencies
-from models.DPI.methods.base import Method, Rope, frequencies_of, one_band, reach_of_factor
+from models.DPI.methods.base import Method, Rope, factor_for, frequencies_of, one_band, reach_of_factor
 
 BETA_FAST = 32.0
 BETA_SLOW = 1.0
@@ -23,9 +22,17 @@ class YaRN(Method):
     """factor: how many windows to reach, W * factor >= target."""
 
     name: ClassVar[str] = "repro_yarn"
+    label: ClassVar[str] = "YaRN"
+    colour: ClassVar[str] = "#CC79A7"
+    marker: ClassVar[str] = "P"
     needs_theta: ClassVar[bool] = True
 
     factor: float = Field(ge=1.0)
+
+    @classmethod
+    def params_for(cls, window: int, target: int) -> dict[str, Any]:
+        """The smallest factor that reaches."""
+        return factor_for(window, target)
 
     def reach(self, window: int) -> float:
         """W * factor."""
@@ -34,11 +41,11 @@ class YaRN(Method):
     def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
         """One band at true positions, blended frequencies, scaled logits."""
         scaling = 0.1 * math.log(self.factor) + 1.0
-        return one_band(rope, _frequencies(rope, self.factor), past, length, scaling=scaling)
+        frequencies = rope.derived(("yarn", self.factor), lambda: _inv_freq(rope, self.factor))
+        return one_band(rope, frequencies, past, length, scaling=scaling)
 
 
-@functools.lru_cache(maxsize=4)
-def _frequencies(rope: Rope, factor: float) -> Frequencies:
+def _inv_freq(rope: Rope, factor: float) -> Tensor:
     """Equations 18-23 of the YaRN paper."""
     d, theta = rope.rotary_dim, rope.theta
     assert theta is not None
@@ -51,4 +58,4 @@ def _frequencies(rope: Rope, factor: float) -> Frequencies:
     high = min(math.ceil(dimension_of(BETA_SLOW)), d - 1)
     span = high - low if high != low else 0.001
     interpolated = ((torch.arange(d // 2).float() - low) / span).clamp(0, 1)  # 0: stays, 1: divided by the factor
-    return Frequencies(own / factor * interpolated + own * (1 - interpolated))
+    return own / factor * interpolated + own * (1 - interpolated)

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.DPI.help_funcs import construct_new_pi, get_chunk_size_list, stretch
-from tests.models.DPI.oracle import chunk_ends, gali_positions, squeeze
+from models.DPI.help_funcs import construct_new_pi, get_chunk_size_list, squeeze
+from tests.models.DPI import oracle
+from tests.models.DPI.oracle import chunk_ends, gali_positions
 
 windows = st.integers(2, 60).flatmap(lambda w: st.tuples(st.just(w), st.integers(1, w - 1)))
 
@@ -46,16 +47,16 @@ def test_positions_within_the_window_are_the_index(window_and_local: tuple[int, 
 
 
 @given(windows, st.lists(st.integers(1, 600), min_size=1, max_size=20))
-def test_stretch_finds_the_smallest_divisor_and_the_longest_tail(
+def test_squeeze_finds_the_smallest_divisor_and_the_longest_tail(
     window_and_local: tuple[int, int], lengths: list[int]
 ) -> None:
     window, local_window = window_and_local
-    s, head = stretch(torch.tensor(lengths), window, local_window)
+    s, head = squeeze(torch.tensor(lengths), window, local_window)
     for n, divisor, head_tokens in zip(lengths, s.tolist(), head.tolist(), strict=True):
         if n <= window:
             assert (divisor, head_tokens) == (1, 0)
             continue
-        expected_s, k = squeeze(n, window, local_window)
+        expected_s, k = oracle.squeeze(n, window, local_window)
         assert (divisor, head_tokens) == (expected_s, n - (window - k))
 
 
@@ -63,9 +64,9 @@ def test_stretch_finds_the_smallest_divisor_and_the_longest_tail(
     ("n", "window", "local_window", "s", "k"),
     [(16384, 8192, 128, 3, 4096), (32768, 8192, 128, 5, 6144), (8193, 8192, 128, 2, 1), (16384, 8192, 2048, 3, 4096)],
 )
-def test_stretch_at_the_sizes_of_the_paper(n: int, window: int, local_window: int, s: int, k: int) -> None:
+def test_squeeze_at_the_sizes_of_the_paper(n: int, window: int, local_window: int, s: int, k: int) -> None:
     assert s == math.ceil(Fraction(n - local_window, window - local_window))
-    found_s, head = stretch(torch.tensor(n), window, local_window)
+    found_s, head = squeeze(torch.tensor(n), window, local_window)
     assert (int(found_s), int(head)) == (s, n - window + k)
 
 

@@ -1,0 +1,70 @@
+"""What all pictures share: one colour and marker per method, the window's mark, plain axes.
+
+Methods' colours are theirs (`Method.colour`), the same in every picture, from a palette that colour-blind readers can
+tell apart (Okabe & Ito); markers differ too. The window W is a dashed line. Figures are made without pyplot, so that
+nothing here chooses a backend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from models.DPI.methods import METHODS
+
+LINE_STYLES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+DASHES = (0, (4, 2))
+MISSING_COLOUR = "#DDDDDD"
+WINDOW_COLOUR = "#D00000"
+GRID = "#E5E5E5"
+MAP = "cividis"
+RESOLUTION = 150
+"""Dots per inch."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a method is drawn."""
+
+    label: str
+    colour: str
+    marker: str
+
+
+def style_of(method: str | None) -> Style:
+    """The style of the method of that name; grey for one that is not known here."""
+    found = METHODS.get(method or "")
+    return Style("unknown method", "#999999", ".") if found is None else Style(found.label, found.colour, found.marker)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, inches wide and high, whose parts make room for each other."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def tidy(axis: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
+    """Grid lines behind the data, no frame above and right."""
+    axis.grid(axis=grid, color=GRID, linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def mark_window(axis: Axes, window: float, *, label: str | None = None, top: bool = True) -> None:
+    """A dashed line at x = W, with its name beside its end."""
+    axis.axvline(window, color=WINDOW_COLOUR, linewidth=1.2, linestyle=DASHES, zorder=1)
+    axis.annotate(
+        f"W = {window:,g}" if label is None else label, (window, 1 if top else 0),
+        xycoords=("data", "axes fraction"), xytext=(3, -9 if top else 5), textcoords="offset points",
+        fontsize=8, color=WINDOW_COLOUR,
+        bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+    )  # fmt: skip
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as a PNG file."""
+    figure.savefig(path, dpi=RESOLUTION, bbox_inches="tight", facecolor="white")
+    return path
