@@ -24,12 +24,24 @@ class Padding:
     batch_size: int = 1
 
     @classmethod
-    def read(cls, attention_mask: Tensor | None, batch_size: int, past: int, new: int) -> "Padding":
+    def read(
+        cls,
+        attention_mask: Tensor | None,
+        batch_size: int,
+        past: int,
+        new: int,
+        position_ids: Tensor | None = None,
+    ) -> "Padding":
         """From a 2D mask (B, past + new), true or 1 where a token is real.
 
-        Raises ValueError if the mask is too short, a row's real tokens are not one run, or there is none.
+        position_ids: (B or 1, new), if the caller has any; a method makes its own positions, so they may only say what
+        the mask says. Raises ValueError if the mask is too short, a row's real tokens are not one run, there is none,
+        or the positions do not count them.
         """
+        offsets = _offsets(attention_mask, past, new, position_ids)
         if attention_mask is None:
+            if offsets is not None:
+                _check_offsets(offsets.tolist(), [0])
             return cls(None, past, new, batch_size)
         if attention_mask.shape[1] < past + new:
             raise ValueError(
@@ -40,8 +52,9 @@ class Padding:
         lengths = mask.sum(1)
         left = mask.int().argmax(1)
         last = mask.shape[1] - mask.flip(1).int().argmax(1)
-        spans = torch.stack((left, lengths, last)).tolist()  # the one synchronisation of a forward pass
-        for row, (first, length, end) in enumerate(zip(*spans, strict=True)):
+        read = [left, lengths, last] if offsets is None else [left, lengths, last, *offsets.expand(2, len(mask))]
+        spans = torch.stack(read).tolist()  # the one synchronisation of a forward pass
+        for row, (first, length, end) in enumerate(zip(*spans[:3], strict=True)):
             if length == 0:
                 raise ValueError(f"attention_mask has no real token in row {row}; leave the row out")
             if end - first != length:
@@ -49,6 +62,8 @@ class Padding:
                     f"attention_mask has a hole in row {row} (tokens {first} ... {end - 1}, {length} of them real); "
                     "pad on the left or on the right only"
                 )
+        if offsets is not None:
+            _check_offsets(spans[3:], spans[0])
         pairs = tuple(zip(spans[0], spans[1], strict=True))
         if all(pair == (0, past + new) for pair in pairs):
             return cls(None, past, new, batch_size)
@@ -70,6 +85,40 @@ class Padding:
             return index[None]
         left = torch.tensor([left for left, _ in self.spans], device=device)
         return (index[None] - left[:, None]).clamp(min=0)
+
+
+def _offsets(mask: Tensor | None, past: int, new: int, position_ids: Tensor | None) -> Tensor | None:
+    """How far positions are from the tokens' indices at least and at most, (2, B or 1); 0 in rows of padding alone."""
+    if position_ids is None:
+        return None
+    if position_ids.ndim != 2 or position_ids.shape[1] != new:
+        raise ValueError(f"position_ids has the shape {tuple(position_ids.shape)}; it must be (batch, {new})")
+    offset = position_ids - torch.arange(past, past + new, device=position_ids.device)
+    if mask is None:
+        return torch.stack(offset.aminmax(dim=1))
+    hidden = ~mask[:, past : past + new].bool().to(offset.device)
+    offset = offset.expand(len(hidden), new)
+    most = torch.iinfo(offset.dtype).max
+    least = offset.masked_fill(hidden, most).amin(1)
+    largest = offset.masked_fill(hidden, -most).amax(1)
+    nothing = hidden.all(1)
+    return torch.stack((least.masked_fill(nothing, 0), largest.masked_fill(nothing, 0)))
+
+
+def _check_offsets(offsets: list[list[int]], left: list[int]) -> None:
+    """Raise ValueError unless a row's positions count its tokens, with or without the padding before them."""
+    for row, (least, most) in enumerate(zip(*offsets, strict=True)):
+        padding = left[row] if row < len(left) else left[0]
+        if least != most:
+            raise ValueError(
+                f"position_ids of row {row} do not count its tokens one by one (packed or skipped): methods need one "
+                "sequence per row; give attention_mask for padding"
+            )
+        if least not in (0, -padding):
+            raise ValueError(
+                f"position_ids of row {row} are {least} away from the tokens' indices; methods make their own "
+                "positions, leave position_ids out"
+            )
 
 
 def make_plan(method: Method, rope: Rope, padding: Padding, seed: int) -> Plan:

@@ -18,6 +18,9 @@ METHODS: dict[str, type[Method]] = {
     method.name: method for method in (DPI, SelfExtend, ChunkLlama, NTK, DynamicNTK, YaRN, Original)
 }
 
+MAX_TOKENS = 1 << 40
+"""Far beyond any model, and far below where positions in fp64 lose their fractions."""
+
 
 def build_method(
     name: str, params: Mapping[str, Any] | None, window: int | None = None, target_length: int | None = None
@@ -36,18 +39,23 @@ def build_method(
         raise ValueError(f"params of method {name!r}: {_explain(error, METHODS[name])}") from None
     if window is None:
         return method
-    if window < 1:
-        raise ValueError(f"max_position_embeddings = {window} must be at least 1")
-    try:
-        method.check_window(window)
-    except ValueError as error:
-        raise ValueError(f"params of method {name!r}: {error}") from None
+    check_window(method, window)
     if target_length is not None and method.reach(window) < target_length:
         raise ValueError(
             f"params of method {name!r}: {_set_parameters(method)} reaches {method.reach(window)} tokens from a window "
             f"of {window}, less than the target of {target_length}; {method.remedy(window, target_length)}"
         )
     return method
+
+
+def check_window(method: Method, window: int) -> None:
+    """Raise ValueError if a method's parameters make no sense for a window of W tokens."""
+    if type(window) is not int or not 1 <= window <= MAX_TOKENS:
+        raise ValueError(f"max_position_embeddings = {window!r} must be a whole number of tokens, 1 to {MAX_TOKENS}")
+    try:
+        method.check_window(window)
+    except ValueError as error:
+        raise ValueError(f"params of method {method.name!r}: {error}") from None
 
 
 def _explain(error: ValidationError, method: type[Method]) -> str:
@@ -81,4 +89,4 @@ def _set_parameters(method: Method) -> str:
     return ", ".join(f"{key} = {value}" for key, value in method.model_dump().items())
 
 
-__all__ = ["METHODS", "Method", "Rope", "build_method"]
+__all__ = ["METHODS", "Method", "Rope", "build_method", "check_window"]

@@ -1,41 +1,35 @@
-"""Installing a method on a model of transformers, and taking it off again. The only file that knows its internals.
+"""Installing a method on a model of transformers, and taking it off again.
 
-Nothing of the model's own code is replaced but its rotary module. The new one turns nothing, so that the stock cache
-holds un-rotated keys; an attention function, registered under a name of the model's own, rotates and attends; the
-mask function of the same name sees padding and lengths once a forward pass, so it plans the pass for all layers.
+Nothing of the model's own code is replaced. Its rotary module gives way to one that rotates nothing, so that the stock
+cache holds keys that are not rotated; the base model's forward pass is planned before it begins; and an attention
+function that transformers finds by name rotates and attends. What stays on the model between calls is its
+`Installation`, which no call changes.
 """
 
 import contextlib
-import copy
-import functools
-import itertools
-import logging
-from collections.abc import Callable, Iterator
+import inspect
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import eager_attention_forward
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from models.DPI.attention import api
-from models.DPI.attention.bands import Plan
-from models.DPI.methods import Method, Rope
+from models.DPI.methods import Method, Rope, check_window
+from models.DPI.patches import caches
 from models.DPI.patches.decoding import RecordedDecoding
-from models.DPI.patches.no_rotation import NoRotation
+from models.DPI.patches.forward_pass import NAME, ForwardPass, Observer, running, running_owner
+from models.DPI.patches.modules import NoRotation, ReplacedForward
 from models.DPI.planning import Padding, make_plan
-
-logger = logging.getLogger(__name__)
 
 # Architectures whose attention is Llama's: one rotary module, halves rotated, causal, no soft cap. All are tested.
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 # Rotary schemes whose frequencies do not change with the input.
 STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-
-# Called with a layer's number, queries (B, H, T, D) and keys (B, Hkv, N, D), both un-rotated, the plan, the scaling.
-Observer = Callable[[int, Tensor, Tensor, Plan, float], None]
 
 # Tokens that a feed-forward block takes at a time in a pass beyond the window. Its inner states are several times wider
 # than the model, and would be the peak of a long prompt's memory.
@@ -43,8 +37,6 @@ _FEED_FORWARD_TOKENS = {"cpu": 4096}
 _FEED_FORWARD_TOKENS_ELSEWHERE = 32_768
 
 _ATTRIBUTE = "_gali"
-_PREFIX = "gali_"  # names with "flash" in them or a slash mean something to transformers
-_numbers = itertools.count()
 
 
 def check_config(config: PreTrainedConfig, method: Method) -> None:
@@ -69,6 +61,8 @@ def check_config(config: PreTrainedConfig, method: Method) -> None:
             f"the model attends within sliding_window = {sliding}, so keys beyond it are never seen; "
             "set sliding_window = None in the model's configuration to attend to all keys"
         )
+    if not getattr(config, "is_causal", True):
+        raise ValueError("the configuration says is_causal = False; methods are for models that attend to the past")
 
 
 def check_implementation(attn_impl: str) -> None:
@@ -95,58 +89,187 @@ def install(
     """Let the model attend as the method says. A method that is there already is taken off first.
 
     window: W in tokens, the model's max_position_embeddings if None. attn_impl: see `attention.api`.
-    seed: of the method's noise. Raises ValueError if the model is not supported.
+    seed: of the method's noise. Raises ValueError if the model is not supported, or its window not the method's.
     """
+    inner = _inner(model)
+    config = inner.config
+    check_config(config, method)
+    check_implementation(attn_impl)
+    window = config.max_position_embeddings if window is None else window
+    check_window(method, window)
     uninstall(model)
-    check_config(model.config, method)
-    if str(model.config._attn_implementation).startswith(_PREFIX):
+    if config._attn_implementation == NAME:
         raise ValueError(
             "the model shares its config object with a model that has a method, so one would attend as the other; "
             "build each model from its own copy (copy.deepcopy(config))"
         )
-    check_implementation(attn_impl)
-    window = model.config.max_position_embeddings if window is None else window
-    installation = _Installation(model, method, window, attn_impl, seed)
-    setattr(model, _ATTRIBUTE, installation)
-    installation.enter()
+    base: Any = inner.base_model
+    installation = Installation(
+        method=method,
+        rope=rope_of(config, base.rotary_emb, window),
+        attn_impl=attn_impl,
+        seed=seed,
+        stock_implementation=config._attn_implementation,
+    )
+    setattr(inner, _ATTRIBUTE, installation)
+    config._attn_implementation = NAME
+    base.rotary_emb = NoRotation(base.rotary_emb, installation.rope.rotary_dim)
+    ReplacedForward(base, installation.forward)
+    for layer in base.layers:
+        ReplacedForward(layer.mlp, _feed_forward)
+    for name, function in _GENERATION_HOOKS.items():
+        setattr(inner, name, function)
     return model
 
 
 def uninstall(model: PreTrainedModel) -> PreTrainedModel:
     """Give the stock model back; nothing happens to a model without a method."""
-    installation = getattr(model, _ATTRIBUTE, None)
+    inner = _inner(model)
+    installation = installation_of(model)
     if installation is not None:
-        installation.leave()
-        delattr(model, _ATTRIBUTE)
+        base: Any = inner.base_model
+        base.rotary_emb = base.rotary_emb.stock
+        inner.config._attn_implementation = installation.stock_implementation
+        for name in _GENERATION_HOOKS:
+            delattr(inner, name)
+        for module in (base, *(layer.mlp for layer in base.layers)):
+            module.forward.remove()
+        delattr(inner, _ATTRIBUTE)
     return model
+
+
+@contextlib.contextmanager
+def installed(
+    model: PreTrainedModel, method: Method, window: int | None = None, *, attn_impl: str = "auto", seed: int = 0
+) -> Iterator[PreTrainedModel]:
+    """Inside the block the model has the method; behind it, it is the stock model. Arguments as for `install`."""
+    install(model, method, window, attn_impl=attn_impl, seed=seed)
+    try:
+        yield model
+    finally:
+        uninstall(model)
+
+
+def installation_of(model: PreTrainedModel) -> "Installation | None":
+    """What is installed on a model."""
+    found: Installation | None = vars(_inner(model)).get(_ATTRIBUTE)
+    return found
 
 
 def installed_method(model: PreTrainedModel) -> Method | None:
     """The method that is installed on a model."""
-    installation = getattr(model, _ATTRIBUTE, None)
+    installation = installation_of(model)
     return None if installation is None else installation.method
 
 
 def replays_decoding(model: PreTrainedModel, length: int) -> bool:
     """Whether a static cache would let the tokens after a prompt of so many be decoded from a CUDA graph."""
-    installation = getattr(model, _ATTRIBUTE, None)
-    return installation is not None and installation.decoding.pays(length)
+    installation = installation_of(model)
+    if installation is None:
+        return False
+    plan = make_plan(installation.method, installation.rope, Padding(None, length, 1), installation.seed)
+    return installation.decoding.pays(_inner(model).base_model, plan, installation.attn_impl)
 
 
 @contextlib.contextmanager
 def observe(model: PreTrainedModel, observer: Observer) -> Iterator[None]:
-    """Inside the block `observer` sees what each layer attends with, before the layer does.
+    """Inside the block `observer` sees what each layer attends with in this thread, before the layer does.
 
     Raises ValueError if the model has no method.
     """
-    installation = getattr(model, _ATTRIBUTE, None)
+    installation = installation_of(model)
     if installation is None:
         raise ValueError("the model has no method to observe; install one first (repro_original changes nothing)")
-    installation.observer = observer
+    token = _observed.set((installation.owner, observer))
     try:
         yield
     finally:
-        installation.observer = None
+        _observed.reset(token)
+
+
+_observed: ContextVar[tuple[str, Observer] | None] = ContextVar("gali_observed", default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class Installation:
+    """One model's method, the same for all its calls. It does not know the model.
+
+    owner: marks the caches that this method fills.
+    """
+
+    method: Method
+    rope: Rope
+    attn_impl: str
+    seed: int
+    stock_implementation: str
+    owner: str = field(default_factory=lambda: uuid.uuid4().hex)
+    decoding: RecordedDecoding = field(default_factory=RecordedDecoding)
+
+    def forward(self, base: nn.Module, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The base model's forward pass, planned before it begins."""
+        if args:
+            kwargs |= dict(zip(inspect.signature(stock).parameters, args, strict=False))
+        forward_pass = self._begin(base, kwargs)
+        with forward_pass.run():
+            output = self.decoding.run(base, stock, forward_pass, kwargs)
+        found = output if isinstance(output, tuple) else (output.get("past_key_values"),)
+        for cache in found:
+            caches.mark(cache, self.owner, running_owner)
+        return output
+
+    def _begin(self, base: Any, kwargs: Mapping[str, Any]) -> ForwardPass:
+        """The pass of a call with these arguments. Raises ValueError for arguments that no method can serve."""
+        if base.config._attn_implementation != NAME:
+            raise ValueError(
+                f"the attention implementation was set to {base.config._attn_implementation!r} on a model that has a "
+                "method, whose keys it would not rotate; uninstall the method first, and install it again after"
+            )
+        ids, embeddings, mask = (kwargs.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask"))
+        cache: Cache | None = kwargs.get("past_key_values")
+        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+            raise ValueError(
+                "attention_mask has four dimensions, and methods need to know which tokens are real; give one of two, "
+                "(batch, tokens)"
+            )
+        given = embeddings if ids is None else ids
+        if given is None:
+            raise ValueError("give input_ids or inputs_embeds")
+        caches.check(cache, self.owner)
+        padding = Padding.read(
+            mask, given.shape[0], caches.length_of(cache), given.shape[1], kwargs.get("position_ids")
+        )
+        observed = _observed.get()
+        return ForwardPass(
+            self.owner,
+            make_plan(self.method, self.rope, padding, self.seed),
+            padding,
+            attn_impl=self.attn_impl,
+            stock_implementation=self.stock_implementation,
+            stock_rotary=base.rotary_emb.stock,
+            position_ids=kwargs.get("position_ids"),
+            dtype=base.get_input_embeddings().weight.dtype if embeddings is None else embeddings.dtype,
+            observer=observed[1] if observed is not None and observed[0] == self.owner else None,
+        )
+
+
+def _feed_forward(module: nn.Module, stock: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A feed-forward block, (B, T, hidden) -> the same, some tokens at a time: each token's result is its own.
+
+    Not where gradients are wanted, which keep the inner states anyway, and whose second run must do as the first.
+    """
+    size = _FEED_FORWARD_TOKENS.get(x.device.type, _FEED_FORWARD_TOKENS_ELSEWHERE)
+    forward_pass = running()
+    if forward_pass is None or forward_pass.runs_stock or x.shape[1] <= size or torch.is_grad_enabled():
+        return stock(x)
+    out = torch.empty_like(x)
+    for first in range(0, x.shape[1], size):
+        out[:, first : first + size] = stock(x[:, first : first + size])
+    return out
+
+
+def _inner(model: Any) -> Any:
+    """The model itself where an adapter of PEFT wraps it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _rope_parameters(config: PreTrainedConfig) -> dict[str, Any]:
@@ -154,11 +277,6 @@ def _rope_parameters(config: PreTrainedConfig) -> dict[str, Any]:
     parameters.setdefault("rope_type", "default")
     parameters.setdefault("rope_theta", getattr(config, "rope_theta", 10_000.0))
     return parameters
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
 
 
 def _keep_padding_mask(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
@@ -172,204 +290,7 @@ def _never_compile(*args: Any, **kwargs: Any) -> bool:
 
 
 # What `generate` looks up on the model before its own.
-_GENERATION_HOOKS = {
+_GENERATION_HOOKS: dict[str, Callable[..., Any]] = {
     "create_masks_for_generate": _keep_padding_mask,
     "_valid_auto_compile_criteria": _never_compile,
 }
-
-
-class _Installation:
-    """One model's method, and what it knows of the forward pass under way."""
-
-    def __init__(self, model: Any, method: Method, window: int, attn_impl: str, seed: int) -> None:
-        self.model = model
-        self.base = model.base_model
-        self.config = model.config
-        self.method = method
-        self.attn_impl = attn_impl
-        self.seed = seed
-        self.stock_rotary: nn.Module = self.base.rotary_emb
-        self.stock_implementation = model.config._attn_implementation
-        self.rope = rope_of(model.config, self.stock_rotary, window)
-        self.name = f"{_PREFIX}{next(_numbers)}"
-        self.stock_attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.stock_implementation, eager_attention_forward)
-        self.stock_mask = ALL_MASK_ATTENTION_FUNCTIONS[self.stock_implementation]
-        self.plan: Plan | None = None
-        self.planned = False  # whether the mask function was called for the pass that begins
-        self.padding = Padding(None, 0, 0)
-        self.key_rotation: tuple[Tensor, Tensor] | None = None
-        self.observer: Observer | None = None
-        self.ahead = False  # whether the pass was planned before it began
-        self.whole = False  # whether attention gets the whole static cache
-        self.decoding = RecordedDecoding(self)
-        self.forwards: list[tuple[nn.Module, Any]] = []  # modules and what their instances had as `forward`
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Installation":
-        """For a deep copy of the model, which attends under a name of its own."""
-        new = object.__new__(_Installation)
-        memo[id(self)] = new
-        vars(new).update(copy.deepcopy(vars(self), memo))
-        new.name = f"{_PREFIX}{next(_numbers)}"
-        new.register()
-        return new
-
-    def register(self) -> None:
-        AttentionInterface.register(self.name, self.attend)
-        AttentionMaskInterface.register(self.name, self.see_mask)
-        self.config._attn_implementation = self.name
-
-    def enter(self) -> None:
-        self.register()
-        self.base.rotary_emb = NoRotation(self.stock_rotary, self.rope.rotary_dim, self.see_positions)
-        for name, function in _GENERATION_HOOKS.items():
-            setattr(self.model, name, function)
-        self._wrap(self.base, self.decoding.forward)
-        for layer in self.base.layers:
-            self._wrap(layer.mlp, self.feed_forward)
-
-    def _wrap(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        """Let `forward` run in place of the module's own, which it gets as its first argument."""
-        self.forwards.append((module, vars(module).get("forward")))
-        module.forward = functools.partial(forward, module.forward)
-
-    def leave(self) -> None:
-        self.base.rotary_emb = self.stock_rotary
-        self.config._attn_implementation = self.stock_implementation
-        for registry in (AttentionInterface, AttentionMaskInterface):
-            registry._global_mapping.pop(self.name, None)
-        for name in _GENERATION_HOOKS:
-            delattr(self.model, name)
-        for module, forward in self.forwards:
-            if forward is None:
-                del module.forward
-            else:
-                module.forward = forward  # accelerate's, where it placed the model
-
-    def see_mask(self, batch_size: int, q_length: int, kv_length: int, **kwargs: Any) -> Tensor | None:
-        """The mask function: plan the forward pass. Returns the stock mask where the stock attention will run."""
-        if kwargs.get("mask_function", causal_mask_function) is not causal_mask_function:
-            raise ValueError(
-                "position_ids or a mask function describe packed or partly visible sequences; give one sequence a "
-                "row, with attention_mask for padding"
-            )
-        if not self.ahead:
-            self.plan_pass(kwargs.get("attention_mask"), batch_size, int(kwargs.get("q_offset", 0)), q_length)
-        self.planned = True
-        if self.runs_stock:
-            return self.stock_mask(batch_size=batch_size, q_length=q_length, kv_length=kv_length, **kwargs)
-        return None
-
-    def plan_pass(self, attention_mask: Tensor | None, batch_size: int, past: int, new: int) -> Plan:
-        """Plan the forward pass of `new` tokens after `past` ones."""
-        self.padding = Padding.read(attention_mask, batch_size, past, new)
-        self.plan = self.make_plan(self.padding)
-        return self.plan
-
-    def make_plan(self, padding: Padding) -> Plan:
-        """The plan of a pass, without beginning it."""
-        return make_plan(self.method, self.rope, padding, self.seed)
-
-    def planned_ahead(self) -> contextlib.AbstractContextManager[None]:
-        """Inside the block the forward pass finds its plan made."""
-        return self._during("ahead")
-
-    def whole_cache(self) -> contextlib.AbstractContextManager[None]:
-        """Inside the block attention gets a static cache as it is, with the zeros of its free places."""
-        return self._during("whole")
-
-    @contextlib.contextmanager
-    def _during(self, flag: str) -> Iterator[None]:
-        setattr(self, flag, True)
-        try:
-            yield
-        finally:
-            setattr(self, flag, False)
-
-    @property
-    def runs_stock(self) -> bool:
-        """Whether this pass is left to the stock attention: same result to the bit, unless another was asked for."""
-        assert self.plan is not None
-        return self.plan.plain and self.attn_impl in ("auto", "sdpa", "reference")
-
-    def see_positions(self, x: Tensor, position_ids: Tensor) -> None:
-        """The rotary module's call: rotary tables of all keys for a pass that the stock attention runs."""
-        if not self.planned:
-            raise ValueError(
-                "attention_mask has four dimensions, and methods need to know which tokens are real; give one of two, "
-                "(batch, tokens)"
-            )
-        self.planned = False
-        if not self.runs_stock:
-            return
-        if self.padding.past:
-            position_ids = self.padding.key_positions(x.device)
-        self.key_rotation = self.stock_rotary(x, position_ids)
-
-    def attend(
-        self,
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float,
-        dropout: float = 0.0,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The attention function: (B, H, T, D), (B, Hkv, N, D) un-rotated -> (B, T, H, D) and the weights."""
-        if dropout:
-            raise ValueError(f"attention_dropout = {dropout}: methods are for inference; call model.eval()")
-        assert self.plan is not None
-        if kwargs.get("output_attentions") and self.attn_impl != "reference":
-            _warn_once(
-                "output_attentions=True: this model does not form the attention weights; load it with "
-                "models.DPI.dpi_withoutflash"
-            )
-        n = key.shape[2] if self.whole else self.padding.past + query.shape[2]  # a static cache is longer
-        if self.observer is not None:
-            self.observer(module.layer_idx, query, key[:, :, :n], self.plan, scaling)
-        if self.runs_stock:
-            if key.shape[2] > n and (attention_mask is None or isinstance(attention_mask, Tensor)):
-                key, value = key[:, :, :n], value[:, :, :n]
-                attention_mask = None if attention_mask is None else attention_mask[..., :n]
-            query, key = self._rotate_as_stock(query, key)
-            return self.stock_attention(
-                module, query, key, value, attention_mask, dropout=0.0, scaling=scaling, **kwargs
-            )
-        out, weights = api.attend(
-            query,
-            key[:, :, :n],
-            value[:, :, :n],
-            self.plan,
-            scaling=scaling,
-            layer=module.layer_idx,
-            impl=self.attn_impl,
-            need_weights=self.attn_impl == "reference",
-        )
-        return out.transpose(1, 2).contiguous(), weights
-
-    def feed_forward(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """A feed-forward block, (B, T, hidden) -> the same, some tokens at a time: each token's result is its own."""
-        size = _FEED_FORWARD_TOKENS.get(x.device.type, _FEED_FORWARD_TOKENS_ELSEWHERE)
-        if self.plan is None or self.runs_stock or x.shape[1] <= size:
-            return forward(x)
-        out = torch.empty_like(x)
-        for first in range(0, x.shape[1], size):
-            out[:, first : first + size] = forward(x[:, first : first + size])
-        return out
-
-    def _rotate_as_stock(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """The stock model's arithmetic, in its dtype, on all keys instead of the new ones."""
-        assert self.key_rotation is not None
-        cos, sin = (table.to(query.device)[:, None] for table in self.key_rotation)  # (B or 1, 1, N, D)
-        n, t = cos.shape[2], query.shape[2]
-        turned = query * cos[:, :, n - t :] + _rotate_half(query) * sin[:, :, n - t :]
-        if key.shape[2] == n:
-            return turned, key * cos + _rotate_half(key) * sin
-        head = key[:, :, :n]
-        return turned, torch.cat((head * cos + _rotate_half(head) * sin, key[:, :, n:]), dim=2)
-
-
-def _rotate_half(x: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    return torch.cat((-x[..., half:], x[..., :half]), dim=-1)

@@ -5,13 +5,13 @@ and the recorded kernels read that from tensors, which are written anew for each
 where they are, so this needs a static cache (`generate(..., cache_implementation="static")`).
 """
 
-import copy
+import contextlib
 import functools
 import logging
+import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,29 +22,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from models.DPI.attention import api, triton
 from models.DPI.attention.bands import Plan
 from models.DPI.attention.triton_work import PreparedOne
-from models.DPI.planning import Padding
+from models.DPI.patches.forward_pass import ARGUMENT, ForwardPass
 
 logger = logging.getLogger(__name__)
 
 # What a replayed forward pass may be given: these, and these only with their usual values.
-_TAKEN = {"past_key_values", "attention_mask", "position_ids", "cache_position"}
+_TAKEN = {"input_ids", "past_key_values", "attention_mask", "position_ids", "cache_position"}
 _USUAL = {"use_cache": True, "return_dict": True, "output_attentions": False, "output_hidden_states": False}
-
-
-class Installation(Protocol):
-    """What decoding needs to know of a model's method."""
-
-    base: Any
-    config: Any
-    attn_impl: str
-    observer: Any
-
-    @property
-    def runs_stock(self) -> bool: ...
-    def plan_pass(self, attention_mask: Tensor | None, batch_size: int, past: int, new: int) -> Plan: ...
-    def make_plan(self, padding: Padding) -> Plan: ...
-    def planned_ahead(self) -> AbstractContextManager[None]: ...
-    def whole_cache(self) -> AbstractContextManager[None]: ...
 
 
 @dataclass
@@ -64,50 +48,47 @@ class _Recording:
 
 
 class RecordedDecoding:
-    """The base model's forward pass, replayed where it can be: one token a row, beyond the window, a static cache."""
+    """The base model's forward pass, replayed where it can be: one token a row, beyond the window, a static cache.
 
-    def __init__(self, installation: Installation) -> None:
-        self.installation = installation
-        self.recording: _Recording | None = None
-        self.failed = False  # to record; not tried again
+    failed: recording was tried in vain, and is not tried again.
+    """
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "RecordedDecoding":
-        """Without the recording, which runs the layers of the model that is copied."""
-        return RecordedDecoding(copy.deepcopy(self.installation, memo))
+    def __init__(self) -> None:
+        """Nothing is recorded yet."""
+        self.failed = False
+        self._of_thread = threading.local()
 
-    def forward(self, stock: Callable[..., Any], input_ids: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """stock: the model's own forward pass, which also runs what is not replayed."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is without recordings, which run the layers of the model that is copied."""
+        return RecordedDecoding, ()
+
+    def run(self, base: nn.Module, stock: Callable[..., Any], forward_pass: ForwardPass, kwargs: dict[str, Any]) -> Any:
+        """The output of the base model. stock: its own forward pass, which also runs what is not replayed."""
+        input_ids: Tensor | None = kwargs.get("input_ids")
         cache: Any = kwargs.get("past_key_values")
-        if input_ids is None or args or not self._fits(input_ids, cache, kwargs):
-            self.recording = None
-            return stock(input_ids, *args, **kwargs)
-        past = int(cache.get_seq_length())
-        plan = self.installation.plan_pass(kwargs.get("attention_mask"), len(input_ids), past, 1)
-        device, dtype = cache.layers[0].keys.device, cache.layers[0].keys.dtype
-        with self.installation.planned_ahead():
-            if not plan.rows or self.installation.runs_stock or not self._decodes_fused(plan, device, dtype):
-                self.recording = None
-                return stock(input_ids, **kwargs)
-            with self.installation.whole_cache():
-                hidden = self._step(stock, input_ids, cache, past, plan)
+        if input_ids is None or not self._fits(base, input_ids, cache, kwargs, forward_pass):
+            self._of_thread.recording = None
+            return stock(**kwargs, **{ARGUMENT: forward_pass})
+        whole = forward_pass.with_whole_cache()
+        with whole.run():
+            hidden = self._step(base, stock, input_ids, cache, whole)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
 
-    def pays(self, length: int) -> bool:
-        """Whether the steps after `length` tokens would be replayed, given a static cache."""
-        installation = self.installation
-        parameter = next(installation.base.parameters())
-        if self.failed or not can_record(parameter.device):
-            return False
-        plan = installation.make_plan(Padding(None, length, 1))
+    def pays(self, base: nn.Module, plan: Plan, attn_impl: str) -> bool:
+        """Whether the steps after one of this plan would be replayed, given a static cache."""
+        parameter = next(base.parameters())
         return (
-            not plan.plain
-            and {p.device for p in installation.base.parameters()} == {parameter.device}
-            and not _are_watched(list(installation.base.modules()))
-            and self._decodes_fused(plan, parameter.device, parameter.dtype)
+            not self.failed
+            and can_record(parameter.device)
+            and not plan.plain
+            and {p.device for p in base.parameters()} == {parameter.device}
+            and not _are_watched(list(base.modules()))
+            and _decodes_fused(base, plan, attn_impl, parameter.device, parameter.dtype)
         )
 
-    def _fits(self, input_ids: Tensor, cache: Any, kwargs: dict[str, Any]) -> bool:
-        mask = kwargs.get("attention_mask")
+    def _fits(
+        self, base: Any, input_ids: Tensor, cache: Any, kwargs: dict[str, Any], forward_pass: ForwardPass
+    ) -> bool:
         unusual = (
             value is not None and name not in _TAKEN and value is not _USUAL.get(name) for name, value in kwargs.items()
         )
@@ -117,23 +98,20 @@ class RecordedDecoding:
             and not self.failed
             and _is_static(cache)
             and len({layer.keys.device for layer in cache.layers}) == 1
-            and cache.layers[0].keys.shape[1] == self.installation.config.num_key_value_heads  # none elsewhere
+            and cache.layers[0].keys.shape[1] == base.config.num_key_value_heads  # none elsewhere
             and not any(unusual)
-            and (mask is None or mask.ndim == 2)
             and not torch.is_grad_enabled()
-            and self.installation.observer is None
+            and forward_pass.observer is None
+            and bool(forward_pass.plan.rows)
+            and not forward_pass.runs_stock
+            and _decodes_fused(
+                base, forward_pass.plan, forward_pass.attn_impl, cache.layers[0].keys.device, cache.layers[0].keys.dtype
+            )
         )
 
-    def _decodes_fused(self, plan: Plan, device: torch.device, dtype: torch.dtype) -> bool:
-        head_dim = self.installation.base.layers[0].self_attn.head_dim
-        query = torch.empty(1, 1, 1, head_dim, device=device, dtype=dtype)
-        try:
-            return api.choose(self.installation.attn_impl, query, plan) == "triton"
-        except ValueError:  # the stock pass says it
-            return False
-
-    def _step(self, stock: Callable[..., Any], input_ids: Tensor, cache: Any, past: int, plan: Plan) -> Tensor:
+    def _step(self, base: Any, stock: Callable[..., Any], input_ids: Tensor, cache: Any, whole: ForwardPass) -> Tensor:
         keys = cache.layers[0].keys
+        past = whole.padding.past
         signature = (
             tuple(input_ids.shape),
             tuple(keys.shape),
@@ -141,31 +119,43 @@ class RecordedDecoding:
             torch.is_autocast_enabled("cuda"),
             *(x.data_ptr() for layer in cache.layers for x in (layer.keys, layer.values, layer.cumulative_length)),
         )
-        known = self.recording
+        known: _Recording | None = getattr(self._of_thread, "recording", None)
         if known is not None and (
             known.signature != signature or known.past + 1 != past or _are_watched(known.modules)
         ):  # also where a prefix is used again: weights may have changed between generations
             known = None
         prepared = triton.prepare_step(
-            plan, len(input_ids), self.installation.config.num_attention_heads, keys.shape[1], keys.shape[3],
-            keys.device, None if known is None else known.prepared,
-        )  # fmt: skip
+            whole.plan,
+            len(input_ids),
+            base.config.num_attention_heads,
+            keys.shape[1],
+            keys.shape[3],
+            keys.device,
+            None if known is None else known.prepared,
+        )
         if known is None or prepared.work is not known.prepared.work:
-            modules = list(self.installation.base.modules())
-            self.recording = None
+            modules = list(base.modules())
+            self._of_thread.recording = None
             if not _are_watched(modules):
-                self.recording = _Recording(signature, prepared, input_ids.clone(), past, modules)
-            return _hidden(stock, input_ids, cache)  # compiles the kernels
+                self._of_thread.recording = _Recording(signature, prepared, input_ids.clone(), past, modules)
+            return _hidden(stock, input_ids, cache, whole)  # compiles the kernels
         known.prepared, known.past = prepared, past
         known.ids.copy_(input_ids)
         if known.replay is None:
             try:
-                known.replay = record(lambda: _hidden(stock, known.ids, cache), keys.device)
+                known.replay = record(lambda: _hidden(stock, known.ids, cache, whole), keys.device)
             except RuntimeError as error:  # a layer that waits for the GPU, say; nothing has run
                 logger.warning("decoding is not recorded, steps run one by one: %s", str(error).splitlines()[0])
-                self.failed, self.recording = True, None
-                return _hidden(stock, input_ids, cache)
+                self.failed, self._of_thread.recording = True, None
+                return _hidden(stock, input_ids, cache, whole)
         return known.replay().clone()
+
+
+def _decodes_fused(base: Any, plan: Plan, attn_impl: str, device: torch.device, dtype: torch.dtype) -> bool:
+    query = torch.empty(1, 1, 1, base.layers[0].self_attn.head_dim, device=device, dtype=dtype)
+    with contextlib.suppress(ValueError):  # the stock pass says it
+        return api.choose(attn_impl, query, plan) == "triton"
+    return False
 
 
 def can_record(device: torch.device) -> bool:
@@ -201,8 +191,9 @@ def _is_static(cache: object) -> bool:
     return type(cache) is StaticCache and all(type(x) is StaticLayer and x.is_initialized for x in cache.layers)
 
 
-def _hidden(stock: Callable[..., Any], input_ids: Tensor, cache: Any) -> Tensor:
-    hidden: Tensor = stock(input_ids=input_ids, past_key_values=cache, use_cache=True).last_hidden_state
+def _hidden(stock: Callable[..., Any], input_ids: Tensor, cache: Any, forward_pass: ForwardPass) -> Tensor:
+    output = stock(input_ids=input_ids, past_key_values=cache, use_cache=True, **{ARGUMENT: forward_pass})
+    hidden: Tensor = output.last_hidden_state
     return hidden
 
 

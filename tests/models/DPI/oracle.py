@@ -131,8 +131,10 @@ def terms_of_bands(segments: list[Segment], past: int, length: int) -> tuple[Ter
     for segment in segments:
         for band in segment.bands:
             assert band.start.shape == band.stop.shape == (segment.last - segment.first,)
-            assert band.start.dtype == band.stop.dtype == torch.int64 and band.start.device.type == "cpu"
-            assert (band.start.diff() >= 0).all() and (band.stop.diff() >= 0).all(), "a boundary falls"
+            assert band.start.dtype == band.stop.dtype == torch.int64
+            assert band.start.device.type == "cpu"
+            assert (band.start.diff() >= 0).all(), "a boundary falls"
+            assert (band.stop.diff() >= 0).all(), "a boundary falls"
             keys = band.keys(torch.arange(length))
             for t in range(segment.last - segment.first):
                 row = segment.first + t - past

@@ -8,11 +8,18 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from models.DPI import dpi, dpi_withoutflash
 from models.DPI.loading import resolve
-from models.DPI.patches.Llama import installed_method
+from models.DPI.patches.Llama import installation_of, installed_method
 
 SE = {"group_size": 3, "window_size": 16}
 
@@ -95,7 +102,7 @@ def test_a_target_out_of_reach(folder: Path, method: str, params: dict[str, Any]
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"max_position_embeddings": 0}, "max_position_embeddings = 0 must be at least 1"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings = 0 must be a whole number of tokens"),
         ({"max_position_embeddings": 16}, "window_size = 16 must be smaller than the model's window of 16 tokens"),
         ({"dtype": "float8"}, "dtype is 'float8'; it must be one of bfloat16"),
         ({"device": "gpu"}, "device is 'gpu'; it must be cpu"),
@@ -197,14 +204,20 @@ def test_one_config_object_serves_two_models(folder: Path) -> None:
         assert found.name == method
 
 
+def _window(model: PreTrainedModel) -> int:
+    installation = installation_of(model)
+    assert installation is not None
+    return installation.rope.window
+
+
 def test_the_window_of_the_configuration_is_the_default(folder: Path) -> None:
     config = AutoConfig.from_pretrained(folder)
     config.max_position_embeddings = 24
     for options, window in (({}, 64), ({"max_position_embeddings": 40}, 40)):
         model, _ = dpi.get_model_and_tokenizer(str(folder), None, "repro_se", SE, device="cpu", **options)
-        assert model._gali.rope.window == window
+        assert _window(model) == window
     model, _ = dpi.get_model_and_tokenizer(str(folder), config, "repro_se", SE, device="cpu")
-    assert model._gali.rope.window == 24
+    assert _window(model) == 24
 
 
 def test_validate_method_says_the_same(folder: Path) -> None:

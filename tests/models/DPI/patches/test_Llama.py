@@ -1,7 +1,6 @@
 """A method on a model and off again: what must stay the stock model to the bit, and what must not."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,41 +10,15 @@ from transformers import AttentionInterface, AttentionMaskInterface, LlamaForCau
 
 from models.DPI.methods import METHODS, build_method
 from models.DPI.patches import Llama as llama_patch
-from models.DPI.patches.Llama import MODEL_TYPES, install, installed_method, uninstall
-
-MakeModel = Callable[..., PreTrainedModel]
-WINDOW = 32
-ROUNDING = 1e-4  # fp32 logits of size ten
-PARAMS: dict[str, dict[str, Any]] = {
-    "dpi": {"local_window": 7, "chunk_coe": 11},
-    "repro_se": {"group_size": 3, "window_size": 9},
-    "repro_chunkllama": {"local_window": 5},
-    "repro_ntk": {"factor": 4.0},
-    "repro_dynamic_ntk": {"factor": 4.0},
-    "repro_yarn": {"factor": 4.0},
-    "repro_original": {},
-}
-
-
-def tokens(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(2, 101, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def left_padded(lengths: list[int], seed: int = 0) -> tuple[Tensor, Tensor]:
-    ids = tokens(len(lengths), max(lengths), seed=seed)
-    mask = torch.zeros_like(ids)
-    for row, length in enumerate(lengths):
-        mask[row, max(lengths) - length :] = 1
-    return ids * mask, mask
+from models.DPI.patches.Llama import MODEL_TYPES, install, installation_of, installed_method, uninstall
+from tests.models.DPI import helpers
+from tests.models.DPI.helpers import CHUNKS, PARAMS, ROUNDING, WINDOW, MakeModel, logits, padded, tokens
 
 
 def put(model: PreTrainedModel, name: str, window: int = WINDOW, impl: str = "auto", **params: Any) -> PreTrainedModel:
-    return install(model, build_method(name, PARAMS[name] | params, window), window, attn_impl=impl)
-
-
-@torch.no_grad()
-def logits(model: PreTrainedModel, ids: Tensor, **options: Any) -> Tensor:
-    return model(ids, **options).logits
+    """GALI in chunks of eleven; some parameters may be others."""
+    usual = CHUNKS if name == "dpi" else PARAMS[name]
+    return helpers.put(model, name, usual | params, window, attn_impl=impl)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -58,7 +31,7 @@ def test_within_the_window_it_is_the_stock_model(
     """Logits bit for bit: whole, in pieces, left-padded, and generated tokens with their scores."""
     model = make_model(WINDOW, model_type, dtype)
     model.set_attn_implementation(stock)
-    ids, mask = left_padded([13, 21])
+    ids, mask = padded([13, 21])
     full = tokens(2, WINDOW)
 
     def everything() -> list[Tensor]:
@@ -230,8 +203,10 @@ def test_static_rope_scaling_of_the_model_is_kept(make_model: MakeModel, rope_ty
 
 def test_a_model_cast_to_bf16_keeps_exact_frequencies(make_model: MakeModel) -> None:
     """`model.bfloat16()` rounds the stock buffers too; the bands are not built from them."""
-    exact = put(make_model(WINDOW), "repro_se")._gali.rope.inv_freq
-    cast = put(make_model(WINDOW).bfloat16(), "repro_se")._gali.rope.inv_freq
+    found = [installation_of(put(model, "repro_se")) for model in (make_model(WINDOW), make_model(WINDOW).bfloat16())]
+    assert found[0] is not None
+    assert found[1] is not None
+    exact, cast = (installation.rope.inv_freq for installation in found)
     assert torch.equal(cast, exact)
     expected = torch.tensor([10_000.0 ** (-f / 6) for f in range(6)])
     torch.testing.assert_close(exact, expected, rtol=1e-6, atol=0)
@@ -242,11 +217,12 @@ def test_the_window_is_the_one_given(make_model: MakeModel, window: int) -> None
     """W need not be the configuration's; it is the configuration's when None."""
     model = make_model(WINDOW)
     ids = tokens(1, 60)
-    stock = logits(model, ids)
-    found = logits(put(model, "dpi", window=window), ids[:, : window + 1])
-    assert torch.equal(found[:, :0], stock[:, :0])
-    assert torch.equal(logits(model, ids[:, :window]), logits(uninstall(model), ids[:, :window]))
-    by_default = logits(install(model, build_method("dpi", PARAMS["dpi"])), ids)
+    put(model, "dpi", window=window)
+    within, beyond = logits(model, ids[:, :window]), logits(model, ids[:, : window + 1])
+    uninstall(model)
+    assert torch.equal(within, logits(model, ids[:, :window]))
+    assert float((beyond - logits(model, ids[:, : window + 1])).abs().max()) > 0.01
+    by_default = logits(install(model, build_method("dpi", CHUNKS)), ids)
     assert torch.equal(by_default, logits(put(model, "dpi", window=WINDOW), ids))
     assert not torch.equal(by_default, logits(put(model, "dpi", window=window), ids))
 
@@ -256,7 +232,7 @@ def test_the_window_is_the_one_given(make_model: MakeModel, window: int) -> None
 def test_materialised_attention_gives_its_weights(make_model: MakeModel, name: str, model_type: str) -> None:
     """`output_attentions=True`: one softmax a row, causal, nothing on padding; the same logits as in O(N) memory."""
     model = make_model(WINDOW, model_type)
-    ids, mask = left_padded([61, 20, 43])
+    ids, mask = padded([61, 20, 43])
     expected = logits(put(model, name, impl="sdpa"), ids, attention_mask=mask)
     model = uninstall(model)
     model.set_attn_implementation("eager")
@@ -292,7 +268,7 @@ def test_feed_forward_blocks_in_slices_change_nothing(make_model: Any, monkeypat
     seen: list[int] = []
     model.model.layers[0].mlp.gate_proj.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
     monkeypatch.setattr(llama_patch, "_FEED_FORWARD_TOKENS", {"cpu": 9})
-    torch.testing.assert_close(model(ids).logits, whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(model, ids), whole, rtol=0, atol=1e-5)
     assert seen == [9, 9, 9, 9, 1]
     seen.clear()
     model(ids[:, :16])  # within the window the stock model's arithmetic stays as it is
@@ -309,7 +285,6 @@ def test_a_deep_copy_attends_on_its_own(make_model: MakeModel) -> None:
     twin = copy.deepcopy(model)
     logits(model, other)  # plans a pass of another length
     assert torch.equal(logits(twin, ids), expected)
-    assert twin.config._attn_implementation != model.config._attn_implementation
     uninstall(model)
     assert torch.equal(logits(twin, ids), expected)
     assert torch.equal(logits(uninstall(twin), ids), stock)

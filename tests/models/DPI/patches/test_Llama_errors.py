@@ -1,6 +1,5 @@
 """Models and inputs that a method cannot serve are refused, each with what to do."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,8 +8,8 @@ from transformers import AutoConfig, PreTrainedModel
 
 from models.DPI.methods import build_method
 from models.DPI.patches.Llama import check_config, install, installed_method
+from tests.models.DPI.helpers import MakeModel
 
-MakeModel = Callable[..., PreTrainedModel]
 METHOD = build_method("dpi", {"local_window": 7, "chunk_coe": 11}, 32)
 IDS = torch.arange(2, 92).reshape(2, 45)
 
@@ -24,7 +23,7 @@ def model(make_model: MakeModel) -> PreTrainedModel:
 def test_a_mask_with_a_hole(model: PreTrainedModel, length: int) -> None:
     mask = torch.ones(2, length, dtype=torch.long)
     mask[1, 4] = 0
-    with pytest.raises(ValueError, match="attention_mask has a hole in row 1 .*pad on the left or on the right only"):
+    with pytest.raises(ValueError, match=r"attention_mask has a hole in row 1 .*pad on the left or on the right only"):
         model(IDS[:, :length], attention_mask=mask)
 
 
@@ -32,14 +31,14 @@ def test_a_mask_with_a_hole(model: PreTrainedModel, length: int) -> None:
 def test_a_row_without_tokens(model: PreTrainedModel, length: int) -> None:
     mask = torch.ones(2, length, dtype=torch.long)
     mask[0] = 0
-    with pytest.raises(ValueError, match="no real token in row 0"):
+    with pytest.raises(ValueError, match=r"no real token in row 0"):
         model(IDS[:, :length], attention_mask=mask)
 
 
 @pytest.mark.parametrize("length", [20, 45])
 def test_packed_positions(model: PreTrainedModel, length: int) -> None:
     positions = torch.cat((torch.arange(9), torch.arange(length - 9)))[None]
-    with pytest.raises(ValueError, match="packed .* one sequence a row"):
+    with pytest.raises(ValueError, match=r"packed .* one sequence per row"):
         model(IDS[:, :length], position_ids=positions, use_cache=False)
 
 
@@ -49,20 +48,22 @@ def test_a_mask_of_four_dimensions(model: PreTrainedModel, length: int, calls_be
     """Also after a good call, whose plan must not serve again."""
     for _ in range(calls_before):
         model(IDS[:, :length])
-    with pytest.raises(ValueError, match="attention_mask has four dimensions"):
+    with pytest.raises(ValueError, match=r"attention_mask has four dimensions"):
         model(IDS[:, :length], attention_mask=torch.ones(2, 1, length, length, dtype=torch.bool).tril())
     model(IDS[:, :length])
 
 
 def test_a_mask_that_forgets_the_cache(model: PreTrainedModel) -> None:
     cache = model(IDS[:, :40], use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="covers 5 tokens, fewer than the 40 in the cache and the 5 of this pass"):
+    with pytest.raises(ValueError, match=r"covers 5 tokens, fewer than the 40 in the cache and the 5 of this pass"):
         model(IDS[:, 40:], past_key_values=cache, attention_mask=torch.ones(2, 5, dtype=torch.long))
 
 
 def test_training_with_dropout(make_model: MakeModel) -> None:
     model = install(make_model(32, attention_dropout=0.1), METHOD, 32).train()
-    with pytest.raises(ValueError, match="attention_dropout = 0.1: methods are for inference"):
+    with pytest.raises(
+        ValueError, match=r"attention_dropout = 0.1: methods attend without; set attention_dropout = 0.0"
+    ):
         model(IDS)
 
 
@@ -75,7 +76,7 @@ def test_rotary_schemes_that_change_with_the_input(rope_type: str) -> None:
     parameters: dict[str, Any] = {"rope_type": rope_type, "rope_theta": 1e4, "factor": 2.0}
     if rope_type == "longrope":
         parameters |= {"short_factor": [1.0] * 64, "long_factor": [2.0] * 64, "original_max_position_embeddings": 16}
-    with pytest.raises(ValueError, match=f"rope_type = '{rope_type}'.*supported are default, linear, llama3, yarn"):
+    with pytest.raises(ValueError, match=rf"rope_type = '{rope_type}'.*supported are default, linear, llama3, yarn"):
         check_config(_config(rope_parameters=parameters), METHOD)
 
 
@@ -91,7 +92,7 @@ def test_a_scaled_scheme_has_no_base_to_change(name: str, rope_type: str) -> Non
         "original_max_position_embeddings": 16,
     }
     config = _config(rope_parameters=parameters)
-    with pytest.raises(ValueError, match=f"'{name}' changes the base .*rope_type = '{rope_type}'"):
+    with pytest.raises(ValueError, match=rf"'{name}' changes the base .*rope_type = '{rope_type}'"):
         check_config(config, build_method(name, {"factor": 2.0}))
     check_config(config, METHOD)
 
@@ -105,7 +106,7 @@ def test_a_scaled_scheme_has_no_base_to_change(name: str, rope_type: str) -> Non
     ],
 )
 def test_sliding_windows(model_type: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="sliding_window = 16.*set sliding_window = None"):
+    with pytest.raises(ValueError, match=r"sliding_window = 16.*set sliding_window = None"):
         check_config(_config(model_type, **options), METHOD)
 
 
@@ -119,14 +120,14 @@ def test_sliding_windows_that_are_off(model_type: str, options: dict[str, Any]) 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "gemma2", "phi3"])
 def test_other_architectures(model_type: str) -> None:
-    with pytest.raises(ValueError, match=f"model_type is '{model_type}'; .* llama, mistral, qwen2, qwen3"):
+    with pytest.raises(ValueError, match=rf"model_type is '{model_type}'; .* llama, mistral, qwen2, qwen3"):
         check_config(AutoConfig.for_model(model_type), METHOD)
 
 
 def test_a_refused_install_leaves_the_model_as_it_was(make_model: MakeModel) -> None:
     model = make_model(32)
     expected = model(IDS).logits
-    with pytest.raises(ValueError, match="attn_impl is 'fast'"):
+    with pytest.raises(ValueError, match=r"attn_impl is 'fast'"):
         install(model, METHOD, 32, attn_impl="fast")
     assert installed_method(model) is None
     assert torch.equal(model(IDS).logits, expected)
@@ -136,5 +137,5 @@ def test_a_refused_install_leaves_the_model_as_it_was(make_model: MakeModel) -> 
 @pytest.mark.parametrize("length", [20, 45])
 def test_an_implementation_that_cannot_run_raises(make_model: MakeModel, impl: str, length: int) -> None:
     model = install(make_model(32), METHOD, 32, attn_impl=impl)
-    with pytest.raises(ValueError, match=f"attn_impl = '{impl}' cannot run here"):
+    with pytest.raises(ValueError, match=rf"attn_impl = '{impl}' cannot run here"):
         model(IDS[:, :length])

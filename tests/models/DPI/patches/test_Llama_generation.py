@@ -1,65 +1,30 @@
 """Prefill, pieces, decoding, padding, beams and caches: one function of the tokens, however they are fed."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
-from models.DPI.methods import METHODS, build_method
-from models.DPI.patches.Llama import MODEL_TYPES, install
+from models.DPI.methods import METHODS
+from models.DPI.patches.Llama import MODEL_TYPES
+from tests.models.DPI.helpers import (
+    CHUNK_FREE,
+    NOISY,
+    PARAMS,
+    ROUNDING,
+    WINDOW,
+    MakeModel,
+    in_pieces,
+    logits,
+    padded,
+    put,
+    tokens,
+)
 
-MakeModel = Callable[..., PreTrainedModel]
-WINDOW = 32
-ROUNDING = 1e-4  # fp32 logits of size ten
-CHUNK_FREE: dict[str, Any] = {"local_window": 7, "chunk_coe": 1}
-NOISY = CHUNK_FREE | {"noise_type": "gaussian", "std_base": 2.0}
-PARAMS: dict[str, dict[str, Any]] = {
-    "dpi": CHUNK_FREE,
-    "repro_se": {"group_size": 3, "window_size": 9},
-    "repro_chunkllama": {"local_window": 5},
-    "repro_ntk": {"factor": 4.0},
-    "repro_dynamic_ntk": {"factor": 4.0},
-    "repro_yarn": {"factor": 4.0},
-    "repro_original": {},
-}
 # Methods whose tables do not depend on how many tokens there are.
 CAUSAL = {"repro_se", "repro_ntk", "repro_yarn", "repro_original"}
-
-
-def tokens(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(2, 101, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def padded(lengths: list[int], side: str = "left") -> tuple[Tensor, Tensor]:
-    ids = tokens(len(lengths), max(lengths))
-    mask = torch.zeros_like(ids)
-    for row, length in enumerate(lengths):
-        real = slice(max(lengths) - length, None) if side == "left" else slice(0, length)
-        mask[row, real] = 1
-    return ids * mask, mask
-
-
-@torch.no_grad()
-def logits(model: PreTrainedModel, ids: Tensor, **options: Any) -> Tensor:
-    return model(ids, **options).logits
-
-
-@torch.no_grad()
-def in_pieces(model: PreTrainedModel, ids: Tensor, edges: list[int], mask: Tensor | None = None) -> Tensor:
-    cache, out = None, []
-    for first, last in zip(edges, edges[1:], strict=False):
-        options = {} if mask is None else {"attention_mask": mask[:, :last]}
-        step = model(ids[:, first:last], past_key_values=cache, use_cache=True, **options)
-        cache = step.past_key_values
-        out.append(step.logits)
-    return torch.cat(out, dim=1)
-
-
-def put(model: PreTrainedModel, name: str = "dpi", params: dict[str, Any] | None = None, **options: Any) -> Any:
-    return install(model, build_method(name, params or PARAMS[name], WINDOW), WINDOW, **options)
 
 
 def greedy(model: Any, ids: Tensor, new: int, mask: Tensor | None = None, **options: Any) -> Tensor:

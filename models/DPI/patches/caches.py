@@ -1,0 +1,63 @@
+"""Whose keys a cache holds. Under a method they are not rotated, so neither the stock model nor another method can
+go on from them; each cache carries the mark of the method that filled it.
+"""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache
+
+
+def length_of(cache: Cache | None) -> int:
+    """Tokens in a cache."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def check(cache: Cache | None, owner: str) -> None:
+    """Raise ValueError if a cache holds keys that are not `owner`'s."""
+    if cache is not None and _owner_of(cache) != owner and length_of(cache):
+        raise ValueError(
+            f"past_key_values holds {length_of(cache)} tokens that were not fed to this model with this method: keys "
+            "of the stock model, of another method or of prefix tuning are rotated otherwise; feed the tokens anew"
+        )
+
+
+def mark(cache: Any, owner: str, running: Callable[[], str | None]) -> None:
+    """Let a cache take keys of `owner` alone, while it is not empty. running: the owner of the pass under way."""
+    if isinstance(cache, Cache) and _owner_of(cache) != owner:
+        cache.update = _OwnersUpdate(cache, owner, running)  # type: ignore[method-assign]
+
+
+def _owner_of(cache: Cache) -> str | None:
+    update = vars(cache).get("update")
+    return update.owner if isinstance(update, _OwnersUpdate) else None
+
+
+class _OwnersUpdate:
+    """A cache's `update` that refuses keys of others."""
+
+    def __init__(self, cache: Cache, owner: str, running: Callable[[], str | None]) -> None:
+        self._cache = weakref.ref(cache)
+        self.owner = owner
+        self._running = running
+
+    def __call__(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        cache = self._cache()
+        assert cache is not None
+        if self._running() != self.owner:
+            if int(cache.get_seq_length(layer_idx)):
+                raise ValueError(
+                    "past_key_values holds keys that a method left without rotation, and this model has not that "
+                    "method; feed the tokens anew"
+                )
+            del cache.update  # it was emptied, and serves another model from here on
+        return type(cache).update(cache, key_states, value_states, layer_idx, *args, **kwargs)
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._cache(), self.owner, self._running
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        cache, self.owner, self._running = state
+        self._cache = weakref.ref(cache)
