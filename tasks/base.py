@@ -1,9 +1,9 @@
-"""The protocol between a benchmark and the pipeline.
+"""The protocol between a benchmark and whoever runs it.
 
-A benchmark is one file in `tasks/` with one subclass of `Task`. It says which data sets it has, yields their
-records, turns a record into a prompt, predicts one record with an `Engine`, and scores prediction lines. It does
-not know where results lie, which records are done already, or how many processes share the work: the runner
-(`pipeline/runner.py`) does that and calls `predict` once a record.
+A benchmark is one file in `tasks/` with one subclass of `Task`. It says which data sets and options it has, yields
+records, turns a record into a prompt, predicts one record with an `Engine`, scores prediction lines, and knows how its
+scores are tabled and drawn. It does not know where results lie, which records are done already, or how many processes
+share the work.
 
 Words used throughout:
 
@@ -19,11 +19,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from tasks.options import Options
+from tasks.results import RESULT_FILE, Experiment, Score, mean_of
+
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
-
-    from pipeline.config import ExperimentConfig
 
 Record = dict[str, Any]
 Line = dict[str, Any]
@@ -39,13 +41,13 @@ class Generation:
 
     @property
     def total_tokens(self) -> int:
+        """Of both."""
         return self.prompt_tokens + self.new_tokens
 
 
 class Engine(Protocol):
-    """A loaded model with its tokenizer and configuration, as a task sees it; `pipeline/engine.py` has the real one."""
+    """A loaded model with its tokenizer, as a task sees it."""
 
-    cfg: ExperimentConfig
     tokenizer: PreTrainedTokenizerBase
 
     def generate(
@@ -62,56 +64,88 @@ class Engine(Protocol):
         """
         ...
 
-    def token_losses(self, input_ids: Sequence[int]) -> Tensor:
-        """Negative log-likelihood (nats, fp32, on the CPU) of tokens 1 … n − 1, each given all before it: (n − 1,)."""
+    def token_losses(self, input_ids: Sequence[int], slice_tokens: int) -> Tensor:
+        """Negative log-likelihood (nats, fp32, on the CPU) of tokens 1 … n − 1, each given all before it: (n − 1,).
+
+        slice_tokens: for how many tokens logits exist at a time; it changes no number.
+        """
         ...
 
 
 class Task(ABC):
-    """One benchmark. Instances hold no state of a run; every method gets the configuration that it needs."""
+    """One benchmark. Instances hold no state of a run; every method gets the options that it needs."""
 
     name: ClassVar[str]
     """The name in configurations, after aliases are resolved, such as "longbench_e"."""
+    label: ClassVar[str]
+    """The name that people read, such as "LongBench-E"."""
     folder: ClassVar[str]
     """Where experiments lie below the results root, such as "lb/pred_e"."""
+    prefix: ClassVar[str]
+    """How the names of collected tables and pictures begin, such as "lb_e"."""
+    digits: ClassVar[int] = 2
+    """Decimals of a score in tables."""
+    Options: ClassVar[type[Options]] = Options
+    """The keys of a configuration that the benchmark reads."""
+    result_files: ClassVar[tuple[str, ...]] = (RESULT_FILE,)
+    """Documents of `score` that are tabled, one sheet each; the first is "result.json"."""
     scores_foreign: ClassVar[bool] = False
     """Whether prediction files that another program wrote, with no `run.json` beside them, can be scored."""
 
     @abstractmethod
-    def datasets(self, cfg: ExperimentConfig) -> list[str]:
-        """The data sets that a configuration runs when it names none (`cfg.tasks` empty)."""
+    def datasets(self) -> list[str]:
+        """The data sets that a configuration runs when it names none."""
 
-    def known_datasets(self, cfg: ExperimentConfig) -> list[str]:
-        """Every data set that `cfg.tasks` may name. The pipeline refuses others by name before this task sees them."""
-        return self.datasets(cfg)
+    def known_datasets(self) -> list[str]:
+        """Every data set that a configuration may name. Others are refused by name before this task sees them."""
+        return self.datasets()
 
     @abstractmethod
-    def records(self, cfg: ExperimentConfig, dataset: str) -> Iterable[Record]:
+    def records(self, options: Any, dataset: str) -> Iterable[Record]:
         """The records of one data set in their order, each with its `id`. Raises `UserError` where data are missing.
 
-        `cfg.limit` and `cfg.test` are the pipeline's business, not this method's.
+        options: an instance of `Options`, here and below. How many records are wanted is not this method's business.
         """
 
     @abstractmethod
-    def prompt(
-        self, cfg: ExperimentConfig, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
-    ) -> list[int]:
-        """Token ids of the (first) prompt of a record, exactly as `predict` feeds them. Used by `--dry-run` too."""
+    def prompt(self, options: Any, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Token ids of the (first) prompt of a record, exactly as `predict` feeds them."""
+
+    def whole_text(self, dataset: str, record: Record) -> str | None:
+        """The prompt's text before anything is cut and without chat template; None where there is no such text."""
+        return None
 
     @abstractmethod
-    def predict(self, engine: Engine, dataset: str, record: Record) -> Line:
+    def predict(self, engine: Engine, options: Any, dataset: str, record: Record) -> Line:
         """Run the model on one record and return its line, with at least
 
         `prefill_len`  tokens of the (first) prompt
         `final_len`    tokens of the prompt and its continuation
 
-        The pipeline adds `id` first. Exceptions are the pipeline's: it writes the record down as failed.
+        The runner adds `id` first. Exceptions are the runner's: it writes the record down as failed.
         """
 
     @abstractmethod
-    def score(self, cfg: ExperimentConfig | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
+    def score(self, options: Any, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
         """Score prediction lines by data set (failed ones left out) and return JSON documents by file name.
 
-        "result.json" is the authors' form and always there; "result_detail.json" holds what else is worth keeping.
-        `cfg` is None for foreign prediction files (`scores_foreign`).
+        "result.json" is the authors' form and always there; "result_detail.json" holds what else is worth keeping,
+        every score as an object with the keys of `Score`. `options` is None for foreign files (`scores_foreign`).
         """
+
+    @abstractmethod
+    def columns(self, file: str, results: Mapping[str, Any]) -> dict[str, Score]:
+        """The scores of one of `result_files` by column. results: contents of an experiment's result files by name.
+
+        Standard errors and counts come from "result_detail.json", where that is there.
+        """
+
+    def average(self, scores: Mapping[str, Score]) -> Score | None:
+        """What stands in the table's last column: the mean over columns, or None where a mean says nothing."""
+        return mean_of(list(scores.values()))
+
+    def draw(self, experiments: Sequence[Experiment]) -> Figure | None:
+        """The benchmark's picture of scored experiments; None where there is nothing to draw."""
+        from tasks.pictures.scores import draw_scores
+
+        return draw_scores(self, experiments)

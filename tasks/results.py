@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+RESULT_FILE = "result.json"
+DETAIL_FILE = "result_detail.json"
 COMPLETE = "complete"
 NO_RUN_RECORD = "no run record"
 """Status of files that another program wrote: nobody says how many records there should be."""
@@ -13,11 +16,27 @@ NO_RUN_RECORD = "no run record"
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over `count` records (None where there are none) with its standard error (None for fewer than two)."""
+    """A mean over `count` records (None where there are none) with its standard error (None for fewer than two).
+
+    In a result file it is an object with these three keys. `count` is None in files that do not say.
+    """
 
     score: float | None
-    stderr: float | None
-    count: int
+    stderr: float | None = None
+    count: int | None = None
+
+
+def mean_of(scores: Sequence[Score]) -> Score | None:
+    """The unweighted mean of scores that are independent of each other; those without a value are left out.
+
+    Its standard error needs that of every one; its count is the number of scores. None if no score has a value.
+    """
+    known = [(score.score, score.stderr) for score in scores if score.score is not None]
+    if not known:
+        return None
+    errors = [stderr for _, stderr in known if stderr is not None]
+    stderr = math.hypot(*errors) / len(errors) if len(errors) == len(known) else None
+    return Score(math.fsum(score for score, _ in known) / len(known), stderr, len(known))
 
 
 @dataclass(frozen=True)
@@ -25,7 +44,7 @@ class Experiment:
     """A scored experiment. What only a run record knows is None for files that another program wrote.
 
     window, target: in tokens. status: `COMPLETE`, `NO_RUN_RECORD`, or what is missing. results: contents of the result
-    files by name. scores: by column of `result.json`, as `Task.columns` names them; empty where nothing knows them.
+    files by name. scores: by name of the result file, then by column (`Task.columns`).
     """
 
     name: str
@@ -36,7 +55,7 @@ class Experiment:
     params: Mapping[str, Any]
     status: str
     results: Mapping[str, Any]
-    scores: Mapping[str, Score] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
 
     @property
     def needs_mark(self) -> bool:
@@ -46,4 +65,4 @@ class Experiment:
     @property
     def result(self) -> Any:
         """The content of `result.json`, None before it is scored."""
-        return self.results.get("result.json")
+        return self.results.get(RESULT_FILE)

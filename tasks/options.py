@@ -1,0 +1,36 @@
+"""What a benchmark reads of a configuration: the keys that all share, and each benchmark's own.
+
+Keys keep the names of the paper's configurations: `max_pe` is the target length, `ori_max_position_embeddings` the
+window. A TOML file holds them side by side with those that say how a run is made (`pipeline/config.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Positive = Annotated[int, Field(gt=0, strict=True)]
+
+
+class Options(BaseModel):
+    """What every benchmark reads. A benchmark with keys of its own has a subclass, `Task.Options`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    may_change: ClassVar[frozenset[str]] = frozenset()
+    """Keys that bound memory and change no prediction: they may differ between two runs of one experiment."""
+
+    max_pe: Positive = Field(description="target length in tokens")
+    ori_max_position_embeddings: Positive | None = Field(None, description="the window; None: the model's own")
+    data_dir: Path | None = Field(None, description="folder with the benchmark's data; None: from the hub")
+    seed: Annotated[int, Field(ge=0, strict=True)] = Field(42, description="of what is drawn, noise included")
+    system_prompt: str | None = Field(None, description="system prompt of chat templates; None: no system prompt")
+    chat: Literal["auto", "none"] = Field("auto", description="auto: the tokenizer's chat template, if it has one")
+    max_new_tokens: Positive | None = Field(None, description="None: the benchmark's own")
+
+    @field_validator("data_dir")
+    @classmethod
+    def _home(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value is not None else None
