@@ -6,7 +6,7 @@ from tasks import get_task, leval
 from tasks.errors import UserError
 from tasks.leval import CLOSED_ENDED, OPEN_ENDED, build_prompt, fact_probe, fit_document
 from tasks.metrics.bootstrap import bootstrap_stderr
-from tests.tasks.fakes import LLAMA2_TEMPLATE, PLAIN_TEMPLATE, FakeEngine, byte_tokenizer, config
+from tests.tasks.fakes import LLAMA2_TEMPLATE, PLAIN_TEMPLATE, FakeEngine, byte_tokenizer, options
 
 TASK = get_task("leval")
 SINGLE = (
@@ -42,7 +42,7 @@ def line(pred, gt, **fields):
 
 
 def prompt_text(dataset, tokenizer, **keys):
-    return tokenizer.decode(TASK.prompt(config("leval", **keys), dataset, record(), tokenizer))
+    return tokenizer.decode(TASK.prompt(options("leval", **keys), dataset, record(), tokenizer))
 
 
 def test_scores_are_those_of_the_official_scorer(shared_data):
@@ -53,7 +53,7 @@ def test_scores_are_those_of_the_official_scorer(shared_data):
     assert len(expected) == len(documents["result.json"]) == 19
     for name, wanted in expected.items():
         dataset = name.split("/")[1].removesuffix(".pred.jsonl")
-        detail = documents["result_detail.json"]["datasets"][dataset]
+        detail = documents["result_detail.json"]["metrics"][dataset]
         if dataset == "topic_retrieval_longchat":
             for part, metrics in wanted["metrics"].items():
                 numbers = {key: value for key, value in metrics.items() if not key.startswith("display")}
@@ -72,14 +72,13 @@ def test_standard_errors_of_every_kind(shared_data):
     detail = TASK.score(None, lines)["result_detail.json"]
     share = detail["datasets"]["gsm100"]
     assert share["stderr"] == pytest.approx(100 * (0.84 * 0.16 / 100) ** 0.5, rel=0.1)
-    assert all(0 < metrics["stderr"] < 10 for metrics in detail["datasets"].values())
-    assert detail["average"]["closed_ended"]["datasets"] == 6
-    assert detail["average"]["open_ended"]["datasets"] == 13
+    assert all(0 < score["stderr"] < 10 for score in detail["datasets"].values())
+    assert detail["average"]["closed_ended"]["count"] == 6
+    assert detail["average"]["open_ended"]["count"] == 13
 
 
 def test_data_sets():
-    cfg = config("leval")
-    assert set(TASK.datasets(cfg)) == {
+    assert set(TASK.datasets()) == {
         "coursera",
         "gsm100",
         "quality",
@@ -88,7 +87,7 @@ def test_data_sets():
         "sci_fi",
         "topic_retrieval_longchat",
     }
-    assert len(TASK.known_datasets(cfg)) == 20
+    assert len(TASK.known_datasets()) == 20
 
 
 def test_prompts_of_llama2():
@@ -131,7 +130,7 @@ def test_prompts_of_other_models():
 @pytest.mark.parametrize("limit", [1700, 2500])
 def test_documents_lose_words_as_in_the_official_loop(limit, cut_at_start):
     tokenizer = byte_tokenizer()
-    text = " ".join(str(i % 7) for i in range(3000))  # two tokens a word
+    text = " ".join(str(i % 7) for i in range(3000))  # two tokens per word
     wanted, count = text, 0
     while len(tokenizer(wanted)["input_ids"]) > limit:
         words = wanted.split(" ")
@@ -152,17 +151,17 @@ def test_short_and_spaceless_documents():
 def test_code_is_cut_at_its_start_and_the_room_is_named():
     tokenizer = byte_tokenizer()
     words = " ".join(f"w{i}" for i in range(2000))
-    cfg = config("leval", max_pe=5000)
+    opts = options("leval", max_pe=5000)
     for dataset, kept, lost in (("codeU", "w1999", "w0 "), ("gsm100", "w0 ", "w1999")):
-        text = tokenizer.decode(TASK.prompt(cfg, dataset, record(document=words), tokenizer))
+        text = tokenizer.decode(TASK.prompt(opts, dataset, record(document=words), tokenizer))
         assert kept in text
         assert lost not in text
-    with pytest.raises(UserError, match="max_pe = 562 .*'tpo'; it needs 563"):
-        TASK.prompt(config("leval", max_pe=562), "tpo", record(), tokenizer)
-    assert TASK.prompt(config("leval", max_pe=90, max_new_tokens=8), "tpo", record(), tokenizer)
+    with pytest.raises(UserError, match=r"max_pe = 562 .*'tpo'; it needs 563"):
+        TASK.prompt(options("leval", max_pe=562), "tpo", record(), tokenizer)
+    assert TASK.prompt(options("leval", max_pe=90, max_new_tokens=8), "tpo", record(), tokenizer)
 
 
-def test_one_record_an_instruction_of_documents_that_have_a_metric(tmp_path):
+def test_one_record_per_instruction_of_documents_that_have_a_metric(tmp_path):
     write(
         tmp_path / "Open-ended-tasks",
         "news_summ.jsonl",
@@ -171,7 +170,7 @@ def test_one_record_an_instruction_of_documents_that_have_a_metric(tmp_path):
         document(evaluation="human"),
         document(instructions=["c"], outputs=["3"], evaluation="f1"),
     )
-    found = list(TASK.records(config("leval", data_dir=tmp_path), "news_summ"))
+    found = list(TASK.records(options("leval", data_dir=tmp_path), "news_summ"))
     assert [(item["id"], item["instruction"], item["reference"]) for item in found] == [
         ("000-00", "a", "1"),
         ("000-01", "b", "2"),
@@ -179,9 +178,9 @@ def test_one_record_an_instruction_of_documents_that_have_a_metric(tmp_path):
     ]
     write(tmp_path, "tpo.jsonl", document(outputs=[]))
     with pytest.raises(UserError, match="document 0 has not as many outputs as instructions"):
-        list(TASK.records(config("leval", data_dir=tmp_path), "tpo"))
+        list(TASK.records(options("leval", data_dir=tmp_path), "tpo"))
     with pytest.raises(UserError, match=r"data_dir has no 'codeU\.jsonl'"):
-        list(TASK.records(config("leval", data_dir=tmp_path), "codeU"))
+        list(TASK.records(options("leval", data_dir=tmp_path), "codeU"))
 
 
 def test_folders_on_the_hub(tmp_path, monkeypatch):
@@ -189,14 +188,14 @@ def test_folders_on_the_hub(tmp_path, monkeypatch):
     write(tmp_path, "any.jsonl", document())
     monkeypatch.setattr(leval, "hub_file", lambda *name: asked.append(name) or tmp_path / "any.jsonl")
     for dataset in (*CLOSED_ENDED, *OPEN_ENDED):
-        list(TASK.records(config("leval"), dataset))
+        list(TASK.records(options("leval"), dataset))
     assert asked[0] == ("L4NLP/LEval", "LEval/Exam/coursera.jsonl")
     assert asked[-1] == ("L4NLP/LEval", "LEval/Generation/tv_show_summ.jsonl")
 
 
 def test_predict_fills_the_published_fields():
-    engine = FakeEngine(config("leval"), byte_tokenizer(), lambda prompt: "B")
-    found = TASK.predict(engine, "tpo", record())
+    engine = FakeEngine(byte_tokenizer(), lambda prompt: "B")
+    found = TASK.predict(engine, options("leval"), "tpo", record())
     length = len(engine.calls[0].prompt) - len("<s>") + 1
     assert found == {
         "query": "Q?",
@@ -217,10 +216,9 @@ def test_predict_fills_the_published_fields():
 )
 def test_science_fiction_is_asked_of_the_world_too(template, before, after):
     asked = "Ships fly. Answer this question based on the world described in the document."
-    engine = FakeEngine(
-        config("leval"), byte_tokenizer(template), lambda prompt: "False" if "real-world" in prompt else "True"
-    )
-    found = TASK.predict(engine, "sci_fi", record(instruction=asked, reference="True [fact: False]"))
+    engine = FakeEngine(byte_tokenizer(template), lambda prompt: "False" if "real-world" in prompt else "True")
+    item = record(instruction=asked, reference="True [fact: False]")
+    found = TASK.predict(engine, options("leval"), "sci_fi", item)
     probe = (
         "Ships fly. Answer this question based on the real-world knowledge and facts up until your last training"
         "Please directly answer without any additional output or explanation. \nAnswer:"
@@ -245,17 +243,20 @@ def test_science_fiction_scores_document_and_world():
             ]
         },
     )
-    detail = found["result_detail.json"]["datasets"]["sci_fi"]
-    assert detail["loyalty score"]["exact_match"] == 50.0
-    assert detail["fact score"]["exact_match"] == 50.0
+    detail = found["result_detail.json"]
+    for part, marks in (("loyalty score", [1.0, 1.0, 0.0, 0.0]), ("fact score", [1.0, 0.0, 0.0, 1.0])):
+        assert detail["metrics"]["sci_fi"][part]["exact_match"] == 50.0
+        stderr = pytest.approx(100 * bootstrap_stderr(marks), abs=1e-3)
+        assert detail["parts"]["sci_fi"][part] == {"score": 50.0, "stderr": stderr, "count": 4}
     assert found["result.json"] == {"sci_fi": {"LEval_score": 50.0}}
     # A record's score is the mean of its two marks: 1, 1/2, 0, 1/2.
-    assert detail["stderr"] == pytest.approx(100 * bootstrap_stderr([1.0, 0.5, 0.0, 0.5]), abs=1e-3)
+    stderr = 100 * bootstrap_stderr([1.0, 0.5, 0.0, 0.5])
+    assert detail["datasets"]["sci_fi"]["stderr"] == pytest.approx(stderr, abs=1e-3)
 
 
 def test_topics_by_turn_even_where_a_prediction_is_missing():
     lines = [line("it is sun", "Sun", turn=0), line("moon", "Mars", turn=2), line("Moon", "Moon", turn=1)]
-    parts = TASK.score(None, {"topic_retrieval_longchat": lines})["result_detail.json"]["datasets"]
+    parts = TASK.score(None, {"topic_retrieval_longchat": lines})["result_detail.json"]["metrics"]
     parts = parts["topic_retrieval_longchat"]
     scores = [parts[f"first {turn} sentence retrieval score"]["exact_match"] for turn in (1, 2, 3)]
     assert scores == [100.0, 100.0, 0.0]
@@ -275,22 +276,22 @@ def test_fields_of_other_programs():
 
 
 def test_a_few_documents_end_to_end(shared_data):
-    cfg = config("leval", data_dir=shared_data / "leval", max_pe=6000)
+    opts = options("leval", data_dir=shared_data / "leval", max_pe=6000)
     tokenizer, lines = byte_tokenizer(PLAIN_TEMPLATE), {}
     for dataset in ("coursera", "gsm100", "quality", "sci_fi", "topic_retrieval_longchat", "tpo", "natural_question"):
         lines[dataset] = []
-        for item in list(TASK.records(cfg, dataset))[:3]:
+        for item in list(TASK.records(opts, dataset))[:3]:
 
             def answer(prompt, item=item):
                 loyalty, _, fact = item["reference"].partition(" [fact: ")
                 return fact.removesuffix("]") if "real-world knowledge" in prompt else loyalty
 
-            engine = FakeEngine(cfg, tokenizer, answer)
-            lines[dataset].append(TASK.predict(engine, dataset, item))
+            engine = FakeEngine(tokenizer, answer)
+            lines[dataset].append(TASK.predict(engine, opts, dataset, item))
             assert len(engine.calls) == (2 if dataset == "sci_fi" else 1)
             assert item["instruction"] in engine.calls[0].prompt
             assert len(lines[dataset]) == 1 or lines[dataset][0]["query"] != lines[dataset][-1]["query"]
-    assert TASK.score(cfg, lines)["result.json"] == dict.fromkeys(lines, {"LEval_score": 100.0})
+    assert TASK.score(opts, lines)["result.json"] == {dataset: {"LEval_score": 100.0} for dataset in lines}
 
 
 def test_every_published_prompt_is_used():
