@@ -126,6 +126,12 @@ def test_prompts_of_other_models():
     assert prompt_text("quality", byte_tokenizer(LLAMA2_TEMPLATE), chat="none") == f"<s>{SINGLE}\n{message}"
 
 
+def test_the_whole_text_is_the_prompt_of_a_documents_first_instruction():
+    text = f"Document is as follows. Doc {{x}} text \nQuestion: Q?.  {ASKED}\nAnswer:"
+    assert TASK.whole_text("quality", record()) == SINGLE + text
+    assert TASK.whole_text("quality", record(turn=1)) is None
+
+
 @pytest.mark.parametrize("cut_at_start", [False, True])
 @pytest.mark.parametrize("limit", [1700, 2500])
 def test_documents_lose_words_as_in_the_official_loop(limit, cut_at_start):

@@ -85,6 +85,11 @@ def test_data_sets():
     assert list(MAX_NEW_TOKENS) == list(PROMPTS)
 
 
+def test_the_whole_text_is_the_uncut_prompt():
+    long = row(context="x" * 5000)
+    assert TASK.whole_text("qasper", long) == TASK_E.whole_text("qasper", long) == official_prompt("qasper", long)
+
+
 def test_braces_in_a_record_stay():
     assert official_prompt("lcc", row(context="{input} {0} {{x}}")).count("{input} {0} {{x}}") == 1
 

@@ -226,7 +226,8 @@ def test_essays_folder_must_have_texts(tmp_path):
 
 
 def test_passkey_retrieval():
-    opts = options("passkey_retreival", n_garbage=700, times=30)
+    assert PASSKEY.name == "passkey_retrieval"
+    opts = options("passkey_retrieval", n_garbage=700, times=30)
     records = list(PASSKEY.records(opts, "passkey_retrieval"))
     assert len(records) == 30
     assert all(1 <= int(record["answer"]) <= 50_000 for record in records)
