@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tasks import get_task
 from tasks.base import Generation
@@ -42,7 +42,7 @@ class Call:
 class FakeEngine:
     """`answer` maps the text of a prompt, special tokens included, to the continuation."""
 
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerBase
     answer: Callable[[str], str]
     calls: list[Call] = field(default_factory=list)
 
@@ -55,7 +55,7 @@ class FakeEngine:
         min_new_tokens: int = 0,
     ) -> Generation:
         ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
-        text = self.tokenizer.decode(ids)
+        text = str(self.tokenizer.decode(ids))
         self.calls.append(Call(text, max_new_tokens, tuple(stop_token_ids), min_new_tokens))
         answer = self.answer(text)
         return Generation(answer, len(ids), len(self.tokenizer(answer)["input_ids"]) - 1)

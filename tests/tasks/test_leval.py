@@ -1,8 +1,12 @@
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from tasks import get_task, leval
+from tasks.base import Line, Record
 from tasks.errors import UserError
 from tasks.leval import CLOSED_ENDED, OPEN_ENDED, build_prompt, fact_probe, fit_document
 from tasks.metrics.bootstrap import bootstrap_stderr
@@ -17,35 +21,35 @@ SINGLE = (
 ASKED = "Please directly give the answer without any additional output or explanation "
 
 
-def predictions(*folders):
+def predictions(*folders: Path) -> dict[str, list[Line]]:
     paths = sorted(path for folder in folders for path in folder.glob("*.jsonl"))
     return {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in paths}
 
 
-def document(**fields):
+def document(**fields: object) -> dict[str, Any]:
     content = {"input": "Ann lives.", "instructions": ["Who?"], "outputs": ["Ann"], "evaluation": "exam"}
     return {**content, **fields}
 
 
-def write(folder, name, *rows):
+def write(folder: Path, name: str, *rows: dict[str, Any]) -> None:
     folder.mkdir(exist_ok=True)
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def record(**fields):
+def record(**fields: object) -> Record:
     content = {"id": "0", "document": "Doc {x} text", "instruction": "Q?", "reference": "two words"}
     return {**content, "evaluation": "exam", "turn": 0, **fields}
 
 
-def line(pred, gt, **fields):
+def line(pred: str, gt: str, **fields: object) -> Line:
     return {"pred": pred, "gt": gt, "evaluation": "exam", **fields}
 
 
-def prompt_text(dataset, tokenizer, **keys):
-    return tokenizer.decode(TASK.prompt(options("leval", **keys), dataset, record(), tokenizer))
+def prompt_text(dataset: str, tokenizer: PreTrainedTokenizerFast, **keys: object) -> str:
+    return str(tokenizer.decode(TASK.prompt(options("leval", **keys), dataset, record(), tokenizer)))
 
 
-def test_scores_are_those_of_the_official_scorer(shared_data):
+def test_scores_are_those_of_the_official_scorer(shared_data: Path) -> None:
     folder = shared_data / "predictions" / "leval"
     expected = json.loads((folder / "expected.json").read_text())["files"]
     lines = predictions(folder / "exam_turbo-16k-0613", folder / "ngram_turbo-16k-0613")
@@ -66,7 +70,7 @@ def test_scores_are_those_of_the_official_scorer(shared_data):
             assert score == pytest.approx(wanted["metrics"]["LEval_score"], abs=0.01)
 
 
-def test_standard_errors_of_every_kind(shared_data):
+def test_standard_errors_of_every_kind(shared_data: Path) -> None:
     folder = shared_data / "predictions" / "leval"
     lines = predictions(folder / "exam_turbo-16k-0613", folder / "ngram_turbo-16k-0613")
     detail = TASK.score(None, lines)["result_detail.json"]
@@ -77,7 +81,7 @@ def test_standard_errors_of_every_kind(shared_data):
     assert detail["average"]["open_ended"]["count"] == 13
 
 
-def test_data_sets():
+def test_data_sets() -> None:
     assert set(TASK.datasets()) == {
         "coursera",
         "gsm100",
@@ -90,7 +94,7 @@ def test_data_sets():
     assert len(TASK.known_datasets()) == 20
 
 
-def test_prompts_of_llama2():
+def test_prompts_of_llama2() -> None:
     tokenizer = byte_tokenizer(LLAMA2_TEMPLATE)
     exam = "[/INST]\nAnswer:"
     message = f"Document is as follows. Doc {{x}} text \nQuestion: Q?.  {ASKED}"
@@ -115,7 +119,7 @@ def test_prompts_of_llama2():
     )
 
 
-def test_prompts_of_other_models():
+def test_prompts_of_other_models() -> None:
     message = f"Document is as follows. Doc {{x}} text \nQuestion: Q?.  {ASKED}\nAnswer:"
     plain = byte_tokenizer(PLAIN_TEMPLATE)
     assert prompt_text("quality", plain) == f"<system>{SINGLE}</><user>{message}</><assistant>"
@@ -126,7 +130,7 @@ def test_prompts_of_other_models():
     assert prompt_text("quality", byte_tokenizer(LLAMA2_TEMPLATE), chat="none") == f"<s>{SINGLE}\n{message}"
 
 
-def test_the_whole_text_is_the_prompt_of_a_documents_first_instruction():
+def test_the_whole_text_is_the_prompt_of_a_documents_first_instruction() -> None:
     text = f"Document is as follows. Doc {{x}} text \nQuestion: Q?.  {ASKED}\nAnswer:"
     assert TASK.whole_text("quality", record()) == SINGLE + text
     assert TASK.whole_text("quality", record(turn=1)) is None
@@ -134,7 +138,7 @@ def test_the_whole_text_is_the_prompt_of_a_documents_first_instruction():
 
 @pytest.mark.parametrize("cut_at_start", [False, True])
 @pytest.mark.parametrize("limit", [1700, 2500])
-def test_documents_lose_words_as_in_the_official_loop(limit, cut_at_start):
+def test_documents_lose_words_as_in_the_official_loop(limit: int, cut_at_start: bool) -> None:
     tokenizer = byte_tokenizer()
     text = " ".join(str(i % 7) for i in range(3000))  # two tokens per word
     wanted, count = text, 0
@@ -147,14 +151,14 @@ def test_documents_lose_words_as_in_the_official_loop(limit, cut_at_start):
     assert wanted != text
 
 
-def test_short_and_spaceless_documents():
+def test_short_and_spaceless_documents() -> None:
     tokenizer = byte_tokenizer()
     assert fit_document("one two", tokenizer, 8, cut_at_start=False) == "one two"
     assert fit_document("one two", tokenizer, 7, cut_at_start=False) == "one"  # not nothing
     assert fit_document("x" * 900, tokenizer, 800, cut_at_start=False) == ""
 
 
-def test_code_is_cut_at_its_start_and_the_room_is_named():
+def test_code_is_cut_at_its_start_and_the_room_is_named() -> None:
     tokenizer = byte_tokenizer()
     words = " ".join(f"w{i}" for i in range(2000))
     opts = options("leval", max_pe=5000)
@@ -167,7 +171,7 @@ def test_code_is_cut_at_its_start_and_the_room_is_named():
     assert TASK.prompt(options("leval", max_pe=90, max_new_tokens=8), "tpo", record(), tokenizer)
 
 
-def test_one_record_per_instruction_of_documents_that_have_a_metric(tmp_path):
+def test_one_record_per_instruction_of_documents_that_have_a_metric(tmp_path: Path) -> None:
     write(
         tmp_path / "Open-ended-tasks",
         "news_summ.jsonl",
@@ -189,17 +193,22 @@ def test_one_record_per_instruction_of_documents_that_have_a_metric(tmp_path):
         list(TASK.records(options("leval", data_dir=tmp_path), "codeU"))
 
 
-def test_folders_on_the_hub(tmp_path, monkeypatch):
-    asked = []
+def test_folders_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def remember(repository: str, name: str) -> Path:
+        asked.append((repository, name))
+        return tmp_path / "any.jsonl"
+
     write(tmp_path, "any.jsonl", document())
-    monkeypatch.setattr(leval, "hub_file", lambda *name: asked.append(name) or tmp_path / "any.jsonl")
+    monkeypatch.setattr(leval, "hub_file", remember)
     for dataset in (*CLOSED_ENDED, *OPEN_ENDED):
         list(TASK.records(options("leval"), dataset))
     assert asked[0] == ("L4NLP/LEval", "LEval/Exam/coursera.jsonl")
     assert asked[-1] == ("L4NLP/LEval", "LEval/Generation/tv_show_summ.jsonl")
 
 
-def test_predict_fills_the_published_fields():
+def test_predict_fills_the_published_fields() -> None:
     engine = FakeEngine(byte_tokenizer(), lambda prompt: "B")
     found = TASK.predict(engine, options("leval"), "tpo", record())
     length = len(engine.calls[0].prompt) - len("<s>") + 1
@@ -220,7 +229,7 @@ def test_predict_fills_the_published_fields():
     ("template", "before", "after"),
     [(LLAMA2_TEMPLATE, "<s>", ""), (PLAIN_TEMPLATE, "<user>", "</><assistant>"), (None, "<s>", "")],
 )
-def test_science_fiction_is_asked_of_the_world_too(template, before, after):
+def test_science_fiction_is_asked_of_the_world_too(template: str | None, before: str, after: str) -> None:
     asked = "Ships fly. Answer this question based on the world described in the document."
     engine = FakeEngine(byte_tokenizer(template), lambda prompt: "False" if "real-world" in prompt else "True")
     item = record(instruction=asked, reference="True [fact: False]")
@@ -237,7 +246,7 @@ def test_science_fiction_is_asked_of_the_world_too(template, before, after):
     )
 
 
-def test_science_fiction_scores_document_and_world():
+def test_science_fiction_scores_document_and_world() -> None:
     found = TASK.score(
         None,
         {
@@ -252,15 +261,16 @@ def test_science_fiction_scores_document_and_world():
     detail = found["result_detail.json"]
     for part, marks in (("loyalty score", [1.0, 1.0, 0.0, 0.0]), ("fact score", [1.0, 0.0, 0.0, 1.0])):
         assert detail["metrics"]["sci_fi"][part]["exact_match"] == 50.0
-        stderr = pytest.approx(100 * bootstrap_stderr(marks), abs=1e-3)
-        assert detail["parts"]["sci_fi"][part] == {"score": 50.0, "stderr": stderr, "count": 4}
+        stderr = bootstrap_stderr([100 * mark for mark in marks])
+        wanted = {"score": 50.0, "stderr": pytest.approx(stderr, abs=1e-3), "count": 4}
+        assert detail["parts"]["sci_fi"][part] == wanted
     assert found["result.json"] == {"sci_fi": {"LEval_score": 50.0}}
     # A record's score is the mean of its two marks: 1, 1/2, 0, 1/2.
-    stderr = 100 * bootstrap_stderr([1.0, 0.5, 0.0, 0.5])
+    stderr = bootstrap_stderr([100.0, 50.0, 0.0, 50.0])
     assert detail["datasets"]["sci_fi"]["stderr"] == pytest.approx(stderr, abs=1e-3)
 
 
-def test_topics_by_turn_even_where_a_prediction_is_missing():
+def test_topics_by_turn_even_where_a_prediction_is_missing() -> None:
     lines = [line("it is sun", "Sun", turn=0), line("moon", "Mars", turn=2), line("Moon", "Moon", turn=1)]
     parts = TASK.score(None, {"topic_retrieval_longchat": lines})["result_detail.json"]["metrics"]
     parts = parts["topic_retrieval_longchat"]
@@ -269,7 +279,7 @@ def test_topics_by_turn_even_where_a_prediction_is_missing():
     assert parts["LEval_score"] == pytest.approx(200 / 3, abs=1e-4)
 
 
-def test_fields_of_other_programs():
+def test_fields_of_other_programs() -> None:
     named = {"m-4k_pred": "A", "gt": "A", "evaluation": "exam"}
     judged = {"m-4k_pred": "A", "gt": "A", "evaluation": "LLM"}
     assert TASK.score(None, {"tpo.pred": [named, judged]})["result.json"] == {"tpo": {"LEval_score": 100.0}}
@@ -281,16 +291,17 @@ def test_fields_of_other_programs():
         TASK.score(None, {"tpo": [{"pred": "A", "evaluation": "exam"}]})
 
 
-def test_a_few_documents_end_to_end(shared_data):
+def test_a_few_documents_end_to_end(shared_data: Path) -> None:
     opts = options("leval", data_dir=shared_data / "leval", max_pe=6000)
-    tokenizer, lines = byte_tokenizer(PLAIN_TEMPLATE), {}
+    tokenizer = byte_tokenizer(PLAIN_TEMPLATE)
+    lines: dict[str, list[Line]] = {}
     for dataset in ("coursera", "gsm100", "quality", "sci_fi", "topic_retrieval_longchat", "tpo", "natural_question"):
         lines[dataset] = []
         for item in list(TASK.records(opts, dataset))[:3]:
 
-            def answer(prompt, item=item):
+            def answer(prompt: str, item: Record = item) -> str:
                 loyalty, _, fact = item["reference"].partition(" [fact: ")
-                return fact.removesuffix("]") if "real-world knowledge" in prompt else loyalty
+                return str(fact.removesuffix("]") if "real-world knowledge" in prompt else loyalty)
 
             engine = FakeEngine(tokenizer, answer)
             lines[dataset].append(TASK.predict(engine, opts, dataset, item))
@@ -300,6 +311,6 @@ def test_a_few_documents_end_to_end(shared_data):
     assert TASK.score(opts, lines)["result.json"] == {dataset: {"LEval_score": 100.0} for dataset in lines}
 
 
-def test_every_published_prompt_is_used():
+def test_every_published_prompt_is_used() -> None:
     used = {build_prompt(dataset, "d", "i", "r").system for dataset in (*CLOSED_ENDED, *OPEN_ENDED)}
     assert used == set(leval._PROMPTS["system"].values())

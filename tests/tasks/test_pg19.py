@@ -1,11 +1,17 @@
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.DPI.losses import token_losses
 from tasks import get_task
+from tasks.base import Generation, Line
 from tasks.errors import UserError
+from tasks.options import Options
 from tasks.pg19 import STEP, cumulative_losses, score_lines
 from tests.pipeline.small import WORDS, tiny_model, word_tokenizer
 from tests.tasks.fakes import options
@@ -14,14 +20,14 @@ TASK = get_task("pg19")
 TOKENIZER = word_tokenizer()
 
 
-def write_book(folder, name, words):
+def write_book(folder: Path, name: str, words: int) -> None:
     folder.mkdir(exist_ok=True)
     vocabulary = WORDS.split()
     (folder / f"{name}.txt").write_text(" ".join(vocabulary[(i * i) % len(vocabulary)] for i in range(words)))
 
 
 @pytest.fixture
-def books(tmp_path):
+def books(tmp_path: Path) -> Path:
     folder = tmp_path / "books"
     write_book(folder, "b_long", 2600)
     write_book(folder, "a_short", 1100)
@@ -32,34 +38,41 @@ def books(tmp_path):
 class LossEngine:
     """A model that only gives losses."""
 
-    tokenizer = TOKENIZER
+    tokenizer: PreTrainedTokenizerBase = TOKENIZER
 
-    def __init__(self, model):
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
 
-    def generate(self, prompt, max_new_tokens, *, stop_token_ids=(), min_new_tokens=0):
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        max_new_tokens: int,
+        *,
+        stop_token_ids: Sequence[int] = (),
+        min_new_tokens: int = 0,
+    ) -> Generation:
         raise NotImplementedError
 
-    def token_losses(self, input_ids, slice_tokens):
+    def token_losses(self, input_ids: Sequence[int], slice_tokens: int) -> Tensor:
         return token_losses(self.model, torch.tensor([list(input_ids)]), slice_tokens)[0]
 
 
-def predict(opts, model=None):
+def predict(opts: Options, model: PreTrainedModel | None = None) -> list[Line]:
     engine = LossEngine(model or tiny_model())
     return [TASK.predict(engine, opts, "pg19", record) for record in TASK.records(opts, "pg19")]
 
 
-def pg19_options(folder, **keys):
+def pg19_options(folder: Path | None, **keys: object) -> Options:
     return options("pg19", **{"max_pe": 2500, "data_dir": folder, **keys})
 
 
-def test_books_are_the_folders_texts_by_name(books):
+def test_books_are_the_folders_texts_by_name(books: Path) -> None:
     assert [record["id"] for record in TASK.records(pg19_options(books), "pg19")] == ["a_short", "b_long"]
     with pytest.raises(UserError, match=r"no \*.txt"):
         list(TASK.records(pg19_options(books / "none"), "pg19"))
 
 
-def test_books_come_from_the_hub_without_a_folder(monkeypatch):
+def test_books_come_from_the_hub_without_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"short_book_title": "A Book", "text": "The grass"}, {"short_book_title": "A Book", "text": "The sky"}]
     monkeypatch.setattr("datasets.load_dataset", lambda name, split: rows if split == "test" else None)
     opts = pg19_options(None)
@@ -68,8 +81,8 @@ def test_books_come_from_the_hub_without_a_folder(monkeypatch):
     assert TASK.prompt(opts, "pg19", records[1], TOKENIZER) == TOKENIZER("The sky")["input_ids"]
 
 
-def test_a_hub_out_of_reach_is_a_users_error(monkeypatch):
-    def offline(name, split):
+def test_a_hub_out_of_reach_is_a_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(name: str, split: str) -> None:
         raise ConnectionError("no\nroute")
 
     monkeypatch.setattr("datasets.load_dataset", offline)
@@ -77,7 +90,7 @@ def test_a_hub_out_of_reach_is_a_users_error(monkeypatch):
         list(TASK.records(pg19_options(None), "pg19"))
 
 
-def test_prompt_is_cut_to_the_target(books):
+def test_prompt_is_cut_to_the_target(books: Path) -> None:
     opts = pg19_options(books, max_pe=100)
     for record in TASK.records(opts, "pg19"):
         ids = TASK.prompt(opts, "pg19", record, TOKENIZER)
@@ -85,14 +98,14 @@ def test_prompt_is_cut_to_the_target(books):
         assert ids == TOKENIZER(record["path"].read_text())["input_ids"][:100]
 
 
-def test_losses_agree_with_the_stock_models_logits(books):
+def test_losses_agree_with_the_stock_models_logits(books: Path) -> None:
     """An independent computation: all logits at once, log-softmax, in fp64."""
     opts = pg19_options(books, stride=333)
     model = tiny_model()
     lines = predict(opts, model)
     sums = dict.fromkeys((1024, 2048), 0.0)
     counts = dict.fromkeys((1024, 2048), 0)
-    by_book = {1024: [], 2048: []}
+    by_book: dict[int, list[float]] = {1024: [], 2048: []}
     for record, line in zip(TASK.records(opts, "pg19"), lines, strict=True):
         ids = torch.tensor([TASK.prompt(opts, "pg19", record, TOKENIZER)])
         with torch.no_grad():
@@ -117,7 +130,7 @@ def test_losses_agree_with_the_stock_models_logits(books):
 
 
 @pytest.mark.parametrize("stride", [1, 7, 1023, 1024, 2498, 2499, 2500, 10_000])
-def test_every_token_after_the_first_is_scored_once_whatever_the_stride(books, stride):
+def test_every_token_after_the_first_is_scored_once_whatever_the_stride(books: Path, stride: int) -> None:
     opts = pg19_options(books, max_pe=97 if stride == 1 else 2500)
     reference = predict(opts)
     assert [line["scored_tokens"] for line in reference] == [line["prefill_len"] - 1 for line in reference]
@@ -127,7 +140,7 @@ def test_every_token_after_the_first_is_scored_once_whatever_the_stride(books, s
         assert line["loss_sum"] == pytest.approx(expected["loss_sum"], rel=1e-6)
 
 
-def test_logits_exist_for_one_stride_at_a_time(books):
+def test_logits_exist_for_one_stride_at_a_time(books: Path) -> None:
     opts = pg19_options(books, stride=100)
     model = tiny_model()
     sizes = []
@@ -136,14 +149,14 @@ def test_logits_exist_for_one_stride_at_a_time(books):
     assert max(sizes) == 100
 
 
-def test_a_length_that_a_text_just_reaches_counts():
+def test_a_length_that_a_text_just_reaches_counts() -> None:
     assert "1024" in cumulative_losses([1.0] * (STEP - 1))["loss_sums"]
     assert "1024" not in cumulative_losses([1.0] * (STEP - 2))["loss_sums"]
     sums = cumulative_losses([float(i) for i in range(2 * STEP)])["loss_sums"]
     assert sums == {"1024": sum(range(1023)), "2048": sum(range(2047))}
 
 
-def test_token_weighted_and_book_means_differ_as_they_should():
+def test_token_weighted_and_book_means_differ_as_they_should() -> None:
     lines = [cumulative_losses([2.0] * 1023), cumulative_losses([1.0] * 3000)]
     documents = score_lines(lines)
     assert documents["result.json"]["1024"] == pytest.approx(math.exp(1.5))
@@ -159,13 +172,13 @@ def test_token_weighted_and_book_means_differ_as_they_should():
     assert whole["perplexity"]["score"] == pytest.approx(math.exp((2 * 1023 + 3000) / 4023))
 
 
-def test_texts_too_short_for_a_step_are_said_to_be(caplog):
+def test_texts_too_short_for_a_step_are_said_to_be(caplog: pytest.LogCaptureFixture) -> None:
     documents = score_lines([cumulative_losses([1.0] * 10)])
     assert documents["result.json"] == {}
     assert "no text has 1024 tokens" in caplog.text
 
 
-def test_an_empty_text_fails_as_a_record(tmp_path):
+def test_an_empty_text_fails_as_a_record(tmp_path: Path) -> None:
     (tmp_path / "e.txt").write_text("")
     with pytest.raises(ValueError, match="fewer than two tokens"):
         predict(pg19_options(tmp_path))

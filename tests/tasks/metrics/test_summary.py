@@ -12,6 +12,7 @@ def test_marks_in_percent() -> None:
     stderr = bootstrap_stderr(marks)
     assert stderr is not None
     assert summarise(marks) == Score(50.0, pytest.approx(100 * stderr, abs=1e-4), 3)
+    assert summarise([0.0, 1.0, 1.0, 0.5]).score == 62.5
     assert summarise([1 / 3]) == Score(33.3333, None, 1)
     assert summarise([]) == Score(None, None, 0)
 
