@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import openpyxl
 import pytest
@@ -197,9 +198,14 @@ def test_a_sweep_runs_and_loads_a_model_once_for_its_benchmarks(
 ) -> None:
     import models.DPI.dpi as dpi
 
-    loads = []
+    loads: list[str] = []
     real = dpi.get_model_and_tokenizer
-    monkeypatch.setattr(dpi, "get_model_and_tokenizer", lambda *a, **k: (loads.append(a[2]), real(*a, **k))[1])
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        loads.append(arguments[2])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(dpi, "get_model_and_tokenizer", load)
     (place / "sweep.toml").write_text(
         "max_new_tokens = 2\n[sweep]\nmethods = ['repro_original', 'repro_yarn']\ntasks = ['needle', 'pg19']\n"
         f"[[sweep.models]]\nmodel = '{model}'\nname = 'tiny'\nwindows = [64]\ntargets = [256]\n"
