@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers.generation.configuration_utils import GenerationMode
 
 from models.DPI.attention import api
 from models.DPI.methods import Method, Rope, check_window
 from models.DPI.patches import caches
 from models.DPI.patches.decoding import RecordedDecoding
 from models.DPI.patches.forward_pass import NAME, ForwardPass, Observer, running, running_owner
-from models.DPI.patches.modules import NoRotation, ReplacedForward
+from models.DPI.patches.modules import NoRotation, ReplacedMethod
 from models.DPI.planning import Padding, make_plan
 
 # Architectures whose attention is Llama's: one rotary module, halves rotated, causal, no soft cap. All are tested.
@@ -114,11 +115,8 @@ def install(
     setattr(inner, _ATTRIBUTE, installation)
     config._attn_implementation = NAME
     base.rotary_emb = NoRotation(base.rotary_emb, installation.rope.rotary_dim)
-    ReplacedForward(base, installation.forward)
-    for layer in base.layers:
-        ReplacedForward(layer.mlp, _feed_forward)
-    for name, function in _GENERATION_HOOKS.items():
-        setattr(inner, name, function)
+    for module, name, run in _replaced(inner, installation):
+        ReplacedMethod(module, name, run)
     return model
 
 
@@ -130,10 +128,8 @@ def uninstall(model: PreTrainedModel) -> PreTrainedModel:
         base: Any = inner.base_model
         base.rotary_emb = base.rotary_emb.stock
         inner.config._attn_implementation = installation.stock_implementation
-        for name in _GENERATION_HOOKS:
-            delattr(inner, name)
-        for module in (base, *(layer.mlp for layer in base.layers)):
-            module.forward.remove()
+        for module, name, _ in _replaced(inner, installation):
+            vars(module)[name].remove()
         delattr(inner, _ATTRIBUTE)
     return model
 
@@ -217,6 +213,19 @@ class Installation:
             caches.mark(cache, self.owner, running_owner)
         return output
 
+    def check_generation(
+        self, model: nn.Module, stock: Callable[..., Any], mode: GenerationMode, *args: Any, **kwargs: Any
+    ) -> Any:
+        """`generate`'s check of what it is asked for. Raises ValueError for what would change the text."""
+        if mode == GenerationMode.ASSISTED_GENERATION and not self.method.is_causal():
+            raise ValueError(
+                f"assisted generation feeds several tokens at a time, and under method {self.method.name!r} with "
+                f"{self.method!r} a token's logits depend on how many are fed: the text would be another; generate "
+                "without assistant_model and prompt_lookup_num_tokens, or take a method that is causal (GALI is with "
+                "chunk_coe = 1)"
+            )
+        return stock(mode, *args, **kwargs)
+
     def _begin(self, base: Any, kwargs: Mapping[str, Any]) -> ForwardPass:
         """The pass of a call with these arguments. Raises ValueError for arguments that no method can serve."""
         if base.config._attn_implementation != NAME:
@@ -231,6 +240,8 @@ class Installation:
                 "attention_mask has four dimensions, and methods need to know which tokens are real; give one of two, "
                 "(batch, tokens)"
             )
+        if False in (kwargs.get("is_causal"), getattr(base.config, "is_causal", True)):
+            raise ValueError("is_causal = False: methods are for models that attend to the past; leave it out")
         given = embeddings if ids is None else ids
         if given is None:
             raise ValueError("give input_ids or inputs_embeds")
@@ -279,7 +290,21 @@ def _rope_parameters(config: PreTrainedConfig) -> dict[str, Any]:
     return parameters
 
 
-def _keep_padding_mask(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+def _replaced(inner: Any, installation: "Installation") -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
+    """Modules of a model, their methods that give way, and what runs in place of them."""
+    base = inner.base_model
+    yield base, "forward", installation.forward
+    for layer in base.layers:
+        yield layer.mlp, "forward", _feed_forward
+    if hasattr(type(inner), "generate"):
+        yield inner, "create_masks_for_generate", _keep_padding_mask
+        yield inner, "_valid_auto_compile_criteria", _never_compile
+        yield inner, "_validate_generation_mode", installation.check_generation
+
+
+def _keep_padding_mask(
+    model: nn.Module, stock: Callable[..., Any], *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor | None:
     """With a static cache `generate` makes the 4D mask before the forward pass, where padding can no longer be read."""
     return attention_mask
 
@@ -287,10 +312,3 @@ def _keep_padding_mask(attention_mask: Tensor | None = None, **kwargs: Any) -> T
 def _never_compile(*args: Any, **kwargs: Any) -> bool:
     """With a static cache `generate` compiles the forward pass; the plan is Python and differs for every token."""
     return False
-
-
-# What `generate` looks up on the model before its own.
-_GENERATION_HOOKS: dict[str, Callable[..., Any]] = {
-    "create_masks_for_generate": _keep_padding_mask,
-    "_valid_auto_compile_criteria": _never_compile,
-}
