@@ -64,7 +64,7 @@ class NoRotation(nn.Module):
         self.stock = stock
         self.rotary_dim = rotary_dim
 
-    def forward(self, x: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, position_ids: Tensor | None = None, *kind: str) -> tuple[Tensor, Tensor]:
         """(B, T, hidden) -> cos, sin (1, T, rotary_dim), one row for all."""
         one = torch.ones((), dtype=x.dtype, device=x.device)
         shape = (1, x.shape[1], self.rotary_dim)

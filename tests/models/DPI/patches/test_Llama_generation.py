@@ -8,10 +8,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from models.DPI.methods import METHODS, build_method
-from models.DPI.patches.Llama import MODEL_TYPES
 from tests.models.DPI.helpers import (
     CHUNK_FREE,
     CHUNKS,
+    MODEL_TYPES,
     NOISY,
     PARAMS,
     ROUNDING,
