@@ -1,10 +1,9 @@
 import json
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from pipeline import figures, report, store
+from pipeline import report, store
 from tasks import get_task
 from tasks.errors import UserError
 
@@ -86,8 +85,6 @@ def test_incomplete_runs_are_marked_everywhere(tmp_path, options, status):
     written = collect(tmp_path, NEEDLE)
     assert list(pd.read_excel(written["needle_dpi.xlsx"])["status"]) == [status]
     assert status in written["needle.md"].read_text()
-    figure = figures.needle_heatmaps([report.read_experiment(tmp_path / "needle/pred/dpi-x", NEEDLE)])
-    assert ("(" in figure.axes[0].get_title()) == (status != "complete")
 
 
 def test_a_score_older_than_the_predictions_is_marked(tmp_path):
@@ -104,69 +101,10 @@ def test_an_unscored_run_is_listed_and_nothing_scored_is_an_error(tmp_path):
     assert list(pd.read_excel(collect(tmp_path, NEEDLE)["needle_dpi.xlsx"])["status"]) == ["not scored", "complete"]
 
 
-@pytest.mark.parametrize(
-    ("result", "columns"),
-    [
-        ({"b": 1.5, "a": 2}, {"b": 1.5, "a": 2}),
-        ({"tpo": {"LEval_score": 60.0, "exact_match": 1}}, {"tpo": 60.0}),
-        ({"lcc": {"0-4k": 1.0, "8k+": 2.0}}, {"lcc 0-4k": 1.0, "lcc 8k+": 2.0}),
-        (cells(lambda length, depth: float(depth == 50.0) * (length == 1000)), {"1000": 0.5, "9000": 0.0}),
-    ],
-)
-def test_flatten(result, columns):
-    assert report.flatten(result) == columns
-
-
 def test_lengths_are_columns_in_numerical_order(tmp_path):
     experiment(tmp_path, PG19, "dpi-x", "dpi", {"result.json": {"1024": 1.0, "10240": 2.0, "2048": 3.0}})
     frame = pd.read_excel(collect(tmp_path, PG19)["pg19_dpi.xlsx"])
     assert list(frame.columns)[-3:] == ["1024", "2048", "10240"]
-
-
-def test_one_colour_and_marker_a_method():
-    assert (
-        len({style[1] for style in figures.STYLES.values()})
-        == len({style[2] for style in figures.STYLES.values()})
-        == 7
-    )
-    assert figures.style_of("repro_yarn") == figures.STYLES["repro_yarn"]
-    assert figures.style_of(None)[1] not in {style[1] for style in figures.STYLES.values()}
-
-
-def read(root, task):
-    return [report.read_experiment(folder, task) for folder in store.list_experiments(root, task)]
-
-
-def test_heatmaps_show_the_scores_on_one_scale_with_gaps_and_window(tmp_path):
-    experiment(
-        tmp_path, NEEDLE, "dpi-x", "dpi", {"result.json": cells(lambda length, depth: length / 10_000 + depth / 1000)}
-    )
-    experiment(tmp_path, NEEDLE, "yarn-x", "repro_yarn", {"result.json": cells(lambda *_: 0.25)[:1]}, window=512)
-    first, second = figures.needle_heatmaps(read(tmp_path, NEEDLE)).axes[:2]
-    values = first.images[0].get_array()
-    assert values[0].tolist() == pytest.approx([0.15, 0.95]) and values[1].tolist() == pytest.approx([0.2, 1.0])
-    assert second.images[0].get_array().mask.tolist() == [[False, True], [True, True]]
-    assert first.get_ylim() == second.get_ylim() == (1.5, -0.5), "all panels have all depths"
-    assert first.images[0].get_clim() == second.images[0].get_clim() == (0, 1)
-    # Lengths 1000 and 9000, window 4096: between the first cell and the second.
-    assert {tuple(line.get_xdata()) for line in first.lines} == {(0.5, 0.5)}
-    assert [text.get_text() for text in first.texts] == ["W = 4,096"]
-    plt.close("all")
-
-
-def test_curves_have_their_methods_colour_and_the_window(tmp_path):
-    experiment(tmp_path, PG19, "dpi-x", "dpi", {"result.json": {"1024": 11.0, "2048": 12.0}})
-    experiment(tmp_path, PG19, "dpi-y", "dpi", {"result.json": {"1024": 11.5}})
-    experiment(tmp_path, PG19, "se-x", "repro_se", {"result.json": {"1024": 13.0}}, window=2048)
-    panels = figures.perplexity_curves(read(tmp_path, PG19)).axes
-    by_window = {axis.texts[0].get_text(): axis for axis in panels}
-    assert set(by_window) == {"W = 4,096", "W = 2,048"}
-    lines = {line.get_label(): line for line in by_window["W = 4,096"].lines}
-    assert lines["dpi-x"].get_xydata().tolist() == [[1024, 11], [2048, 12]]
-    assert lines["dpi-x"].get_color() == lines["dpi-y"].get_color() == figures.STYLES["dpi"][1]
-    assert lines["dpi-x"].get_linestyle() != lines["dpi-y"].get_linestyle()
-    assert any(tuple(line.get_xdata()) == (4096, 4096) for line in by_window["W = 4,096"].lines)
-    plt.close("all")
 
 
 def test_perplexities_of_nothing_are_no_picture(tmp_path):
