@@ -14,7 +14,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tasks import canonical_task_name, get_task, task_names
 from tasks.base import Task
@@ -29,6 +38,17 @@ MOST_COMPLAINTS = 3
 RESUMABLE_KEYS = frozenset({"test", "tasks", "limit", "device", "device_map", "tp_plan"})
 
 
+def _known_task(name: str) -> str:
+    try:
+        return canonical_task_name(name)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+TaskName = Annotated[str, AfterValidator(_known_task)]
+"""A benchmark's name, with aliases resolved."""
+
+
 class ExperimentConfig(BaseModel):
     """One experiment: a model, a method with its parameters, and a benchmark with its options."""
 
@@ -38,7 +58,7 @@ class ExperimentConfig(BaseModel):
     exp_name: str = Field(description="name of the results folder")
     method: str = Field(description="a name of `models.DPI.methods.METHODS`: dpi, repro_se, ...")
     params: dict[str, Any] = Field(default_factory=dict, description="the method's parameters")
-    task: str = Field(description="a name of `tasks.task_names()`: longbench, needle, ...")
+    task: TaskName = Field(description="a name of `tasks.task_names()`: longbench, needle, ...")
     test: Annotated[bool, Field(strict=True)] = Field(False, description="quick run: one record of the first data set")
     tasks: tuple[str, ...] = Field((), description="data sets to run; empty: the benchmark's usual ones")
     limit: Positive | None = Field(None, description="at most this many records per data set")
@@ -56,14 +76,6 @@ class ExperimentConfig(BaseModel):
     def _safe_name(cls, value: str) -> str:
         return check_exp_name(value)
 
-    @field_validator("task")
-    @classmethod
-    def _known_task(cls, value: str) -> str:
-        try:
-            return canonical_task_name(value)
-        except UserError as error:
-            raise ValueError(str(error)) from None
-
     @field_validator("dtype", mode="before")
     @classmethod
     def _short_dtype(cls, value: Any) -> Any:
@@ -79,10 +91,13 @@ class ExperimentConfig(BaseModel):
         """Keys and JSON values side by side, as a TOML file and a run record have them."""
         return {**self.model_dump(mode="json", exclude={"options"}), **self.options.model_dump(mode="json")}
 
+    def may_change(self) -> frozenset[str]:
+        """The keys that may differ between two runs of this experiment."""
+        return RESUMABLE_KEYS | self.options.may_change
+
     def resumable_form(self) -> dict[str, Any]:
         """What must be equal for a run to go on where another stopped, as JSON values."""
-        free = RESUMABLE_KEYS | self.options.may_change
-        return {key: value for key, value in self.flat().items() if key not in free}
+        return {key: value for key, value in self.flat().items() if key not in self.may_change()}
 
 
 RUN_KEYS = frozenset(ExperimentConfig.model_fields) - {"options"}

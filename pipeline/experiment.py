@@ -79,9 +79,9 @@ def check_resumable(folder: Path, task: Task, cfg: ExperimentConfig) -> None:
         return
     if not store.has_predictions(folder):
         return
-    old, new = without_other_tasks(run["config"], task), cfg.resumable_form()
-    free = cfg.flat().keys() - new.keys()
-    found = list(store.differences({key: value for key, value in old.items() if key not in free}, new))
+    old = without_other_tasks(run["config"], task)
+    before = {key: value for key, value in old.items() if key not in cfg.may_change()}
+    found = list(store.differences(before, cfg.resumable_form()))
     if found:
         more = f" and {len(found) - MOST_DIFFERENCES} more" if len(found) > MOST_DIFFERENCES else ""
         raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.config import ExperimentConfig
 from pipeline.distributed import Workers
@@ -32,26 +32,25 @@ def read_model_config(model: str) -> PreTrainedConfig:
     """The model's configuration; no weights are read. Raises `UserError`."""
     from transformers import AutoConfig
 
-    from models.DPI.loading import resolve
-
-    def read() -> PreTrainedConfig:
-        source = resolve(model)
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source.folder, **source.options)
-        return config
-
-    return _friendly(model, read)
+    config: PreTrainedConfig = _read(model, AutoConfig)
+    return config
 
 
 def read_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises `UserError`."""
     from transformers import AutoTokenizer
 
+    tokenizer: PreTrainedTokenizerBase = _read(model, AutoTokenizer)
+    return tokenizer
+
+
+def _read(model: str, kind: Any) -> Any:
+    """What one of transformers' Auto classes reads of a model."""
     from models.DPI.loading import resolve
 
-    def read() -> PreTrainedTokenizerBase:
+    def read() -> Any:
         source = resolve(model)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.folder, **source.options)
-        return tokenizer
+        return kind.from_pretrained(source.folder, **source.options)
 
     return _friendly(model, read)
 

@@ -83,7 +83,7 @@ def config_of_run(run: Mapping[str, Any], task: Task, source: str) -> Experiment
 
 
 def read_predictions(folder: Path) -> dict[str, list[Line]]:
-    """Prediction lines by data set, one line a record. A file without lines is left out."""
+    """Prediction lines by data set, one line per record. A file without lines is left out."""
     found = {path.stem: store.best_lines(store.read_lines(path)) for path in sorted(folder.glob("*.jsonl"))
              if not path.name.startswith(".")}  # fmt: skip
     return {name: lines for name, lines in found.items() if lines}

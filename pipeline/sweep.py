@@ -19,8 +19,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from pipeline.config import ExperimentConfig, build_config, describe, did_you_mean, unknown_keys
-from tasks import canonical_task_name, get_task
+from pipeline.config import ExperimentConfig, TaskName, build_config, describe, did_you_mean, unknown_keys
+from tasks import get_task
 from tasks.errors import UserError
 
 
@@ -32,15 +32,7 @@ def _known_method(name: str) -> str:
     return name
 
 
-def _known_task(name: str) -> str:
-    try:
-        return canonical_task_name(name)
-    except UserError as error:
-        raise ValueError(str(error)) from None
-
-
 MethodName = Annotated[str, AfterValidator(_known_method)]
-TaskName = Annotated[str, AfterValidator(_known_task)]
 
 
 class SweepModel(BaseModel):
