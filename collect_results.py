@@ -5,15 +5,16 @@ from __future__ import annotations
 from rich.console import Console
 
 from pipeline import store
-from pipeline.cli import EXIT_DONE, make_parser, run_script
+from pipeline.cli import EXIT_DONE, add_task_option, make_parser, run_script
 from pipeline.report import collect
 from tasks import get_task
 from tasks.errors import UserError
 
 
 def main(argv: list[str]) -> int:
+    """Collect what the command line asks for; returns the exit code."""
     parser = make_parser(__doc__ or "")
-    parser.add_argument("--task", required=True, help="longbench, longbench_e, leval, pg19, needle, ...")
+    add_task_option(parser)
     parser.add_argument("--exp", default="all", metavar="NAME",
                         help="experiment, whose folder gets the files; or all (default)")  # fmt: skip
     arguments = parser.parse_args(argv)

@@ -8,15 +8,16 @@ from typing import Any
 from rich.console import Console
 
 from pipeline import store
-from pipeline.cli import EXIT_DONE, make_parser, run_script
+from pipeline.cli import EXIT_DONE, add_task_option, make_parser, run_script
 from pipeline.scoring import score_experiment
 from tasks import get_task
 from tasks.errors import UserError
 
 
 def main(argv: list[str]) -> int:
+    """Score what the command line asks for; returns the exit code."""
     parser = make_parser(__doc__ or "")
-    parser.add_argument("--task", required=True, help="longbench, longbench_e, leval, pg19, needle, ...")
+    add_task_option(parser)
     parser.add_argument("--exp", required=True, metavar="NAME", help="experiment, or all")
     arguments = parser.parse_args(argv)
     task = get_task(arguments.task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,18 @@ def read_experiments(path: Path, overrides: list[str], only: list[str]) -> tuple
 
 
 def list_experiments(experiments: list[ExperimentConfig], console: Console) -> None:
+    """Print the experiments of a sweep."""
     table = Table("experiment", "task", "model", "method", "window", "target", "params")
     for cfg in experiments:
         params = ", ".join(f"{key}={value}" for key, value in cfg.params.items())
-        window = str(cfg.ori_max_position_embeddings or "model's")
-        table.add_row(cfg.exp_name, cfg.task, cfg.model, cfg.method, window, str(cfg.max_pe), params)
+        window = str(cfg.options.ori_max_position_embeddings or "model's")
+        table.add_row(cfg.exp_name, cfg.task, cfg.model, cfg.method, window, str(cfg.options.max_pe), params)
     console.print(table)
     console.print(f"{len(experiments)} experiments")
 
 
 def main(argv: list[str]) -> int:
+    """Run what the command line asks for; returns the exit code."""
     parser = make_parser(__doc__ or "")
     parser.add_argument("--cfg", type=Path, required=True, metavar="FILE", help="configuration, or sweep (TOML)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
@@ -44,9 +47,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", action="append", default=[], metavar="NAME",
                         help="of a sweep, run NAME or TASK/NAME (wildcards allowed); may be repeated")  # fmt: skip
     parser.add_argument("--tasks", metavar="A,B", help="data sets to run")
-    parser.add_argument("--limit", type=int, metavar="N", help="at most N records a data set")
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N records per data set")
     parser.add_argument("--overwrite", action="store_true", help="begin anew: remove what is there of the experiment")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan; load no weights, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run; load no weights, write nothing")
     arguments = parser.parse_args(argv)
 
     options: dict[str, Any] = {"limit": arguments.limit}
@@ -59,25 +62,27 @@ def main(argv: list[str]) -> int:
     if is_sweep and arguments.dry_run and not arguments.only:
         list_experiments(experiments, console)
         return EXIT_DONE
-    return plan(experiments, console) if arguments.dry_run else predict(experiments, arguments)
+    return dry_run(experiments, console) if arguments.dry_run else predict(experiments, arguments)
 
 
-def plan(experiments: list[ExperimentConfig], console: Console) -> int:
-    from pipeline.loading import check_method, resolve_window
-    from pipeline.plan import show_plan
+def dry_run(experiments: list[ExperimentConfig], console: Console) -> int:
+    """Print what each experiment would do; returns the exit code."""
+    from pipeline.dry_run import show
+    from pipeline.model_loader import check_method, resolve_window
 
     for cfg in experiments:
         check_method(cfg, None)
         window = resolve_window(cfg)
         check_method(cfg, window)
-        show_plan(cfg, window, console)
+        show(cfg, window, console)
     return EXIT_DONE
 
 
-def predict(experiments: list[ExperimentConfig], arguments: Any) -> int:
+def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) -> int:
+    """Run the experiments one after another; returns the exit code."""
     from pipeline.distributed import Workers
     from pipeline.experiment import run_experiment
-    from pipeline.loading import EngineLoader, check_method, resolve_window
+    from pipeline.model_loader import EngineLoader, check_method, resolve_window
 
     tensor_parallel = {cfg.tp_plan is not None for cfg in experiments}
     if len(tensor_parallel) > 1:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from tqdm.contrib.logging import logging_redirect_tqdm
+from typing_extensions import override
 
+from tasks import task_names
 from tasks.errors import UserError
 
 EXIT_DONE = 0
@@ -24,6 +26,7 @@ EXIT_FAILED_RECORDS = 3
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line."""
 
+    @override
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
@@ -34,6 +37,11 @@ def make_parser(description: str) -> Parser:
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="results folder")
     parser.add_argument("--verbose", action="store_true", help="log details, with tracebacks of failed records")
     return parser
+
+
+def add_task_option(parser: argparse.ArgumentParser) -> None:
+    """The option `--task`, whose help lists the benchmarks."""
+    parser.add_argument("--task", required=True, help=", ".join(task_names()))
 
 
 def run_script(main: Callable[[list[str]], int]) -> NoReturn:

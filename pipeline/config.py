@@ -1,7 +1,8 @@
 """Experiment configurations: TOML files with overrides, validated by pydantic.
 
-Keys keep the names that the paper's configurations use (`max_pe` is the target length, `ori_max_position_embeddings`
-the window). Unknown keys are refused by name with the nearest known one. Every mistake is a `UserError` of one line.
+A file is flat: keys that say how a run is made (`ExperimentConfig`) stand beside those that the benchmark reads
+(`Task.Options`), under the names that the paper's configurations use. Unknown keys, and keys of another benchmark, are
+refused by name. Every mistake is a `UserError` of one line.
 """
 
 from __future__ import annotations
@@ -13,59 +14,42 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
-from tasks import canonical_task_name
+from tasks import canonical_task_name, get_task, task_names
+from tasks.base import Task
 from tasks.errors import UserError
-
-Positive = Annotated[int, Field(gt=0, strict=True)]
-Thousands = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from tasks.options import Options, Positive
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
+MOST_COMPLAINTS = 3
+
 # Keys that may differ between two runs of one experiment: they choose records, hardware or memory, not predictions.
-RESUMABLE_KEYS = frozenset({"test", "tasks", "limit", "stride", "device", "device_map", "tp_plan"})
+RESUMABLE_KEYS = frozenset({"test", "tasks", "limit", "device", "device_map", "tp_plan"})
 
 
 class ExperimentConfig(BaseModel):
-    """One experiment: a model, a method with its parameters, and a benchmark with its settings."""
+    """One experiment: a model, a method with its parameters, and a benchmark with its options."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(min_length=1, description="Hugging Face id, local folder, or short name")
     exp_name: str = Field(description="name of the results folder")
-    method: str = Field(description="dpi, repro_se, repro_chunkllama, repro_ntk, repro_dynamic_ntk, repro_yarn, ...")
+    method: str = Field(description="a name of `models.DPI.methods.METHODS`: dpi, repro_se, ...")
     params: dict[str, Any] = Field(default_factory=dict, description="the method's parameters")
-    task: str = Field(description="longbench, longbench_e, leval, pg19, needle or passkey_retrieval")
-    max_pe: Positive = Field(description="target length in tokens")
-    ori_max_position_embeddings: Positive | None = Field(None, description="the window; None: the model's own")
+    task: str = Field(description="a name of `tasks.task_names()`: longbench, needle, ...")
     test: Annotated[bool, Field(strict=True)] = Field(False, description="quick run: one record of the first data set")
-
     tasks: tuple[str, ...] = Field((), description="data sets to run; empty: the benchmark's usual ones")
-    limit: Positive | None = Field(None, description="at most this many records a data set")
-    data_dir: Path | None = Field(None, description="folder with the benchmark's data; None: from the hub")
-    seed: Annotated[int, Field(ge=0, strict=True)] = 42
-    system_prompt: str | None = Field(None, description="system prompt of chat templates; None: no system prompt")
-    chat: Literal["auto", "none"] = Field("auto", description="auto: the tokenizer's chat template, if it has one")
-    max_new_tokens: Positive | None = Field(None, description="None: the benchmark's own")
-
-    stride: Positive = Field(2000, description="pg19: hidden states per logits slice; bounds memory, changes no result")
-    step: Positive = Field(1024, description="pg19: perplexity at every so many tokens")
-    times: Positive = Field(20, description="needle, passkey_retrieval: trials")
-    min_k: Thousands = Field(1, description="needle: shortest prompt, thousands of tokens")
-    max_k: Thousands | None = Field(None, description="needle: longest prompt; None: what fits max_pe")
-    gap: Thousands = Field(4, description="needle: step between lengths")
-    haystack: Literal["passkey", "essays"] = Field("passkey", description="needle: garbage text, or essays in data_dir")
-    needle: Literal["auto", "passkey", "sandwich"] = Field("auto", description="auto: the haystack's published one")
-    lengths: tuple[Thousands, ...] = Field((), description="needle: these lengths instead, thousands of tokens")
-    depths: Positive = Field(16, description="needle: places of the needle, evenly spread, the last at the end")
-    n_garbage: Positive | None = Field(None, description="passkey_retrieval: characters of garbage")
+    limit: Positive | None = Field(None, description="at most this many records per data set")
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="None: bf16 on GPU, fp32 on CPU")
     device: str | None = None
     attn_impl: str = "auto"
     device_map: str | dict[str, int | str] | None = None
     tp_plan: str | None = None
+
+    options: SerializeAsAny[Options] = Field(description="the benchmark's own, an instance of its `Options`")
 
     @field_validator("exp_name")
     @classmethod
@@ -85,34 +69,24 @@ class ExperimentConfig(BaseModel):
     def _short_dtype(cls, value: Any) -> Any:
         return DTYPES.get(value, value) if isinstance(value, str) else value
 
-    @field_validator("data_dir")
-    @classmethod
-    def _home(cls, value: Path | None) -> Path | None:
-        return value.expanduser() if value is not None else None
-
-    @field_validator("min_k", "max_k", "gap", "lengths", mode="before")
-    @classmethod
-    def _number(cls, value: Any) -> Any:
-        for item in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(item, bool | str):
-                raise ValueError(f"must be a number, not {item!r}")
-        return value
-
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
-        if self.max_k is not None and self.max_k < self.min_k:
-            raise ValueError(f"max_k = {self.max_k:g} is less than min_k = {self.min_k:g}")
-        if self.task == "passkey_retrieval" and self.n_garbage is None:
-            raise ValueError("n_garbage is missing; passkey_retrieval needs it (characters of garbage, such as 60000)")
-        if self.haystack == "essays" and self.task == "needle" and self.data_dir is None:
-            raise ValueError("data_dir is missing; haystack = 'essays' needs a folder of *.txt files")
         if self.device_map is not None and self.tp_plan is not None:
             raise ValueError("device_map and tp_plan exclude each other; give one of them")
         return self
 
+    def flat(self) -> dict[str, Any]:
+        """Keys and JSON values side by side, as a TOML file and a run record have them."""
+        return {**self.model_dump(mode="json", exclude={"options"}), **self.options.model_dump(mode="json")}
+
     def resumable_form(self) -> dict[str, Any]:
         """What must be equal for a run to go on where another stopped, as JSON values."""
-        return {key: value for key, value in self.model_dump(mode="json").items() if key not in RESUMABLE_KEYS}
+        free = RESUMABLE_KEYS | self.options.may_change
+        return {key: value for key, value in self.flat().items() if key not in free}
+
+
+RUN_KEYS = frozenset(ExperimentConfig.model_fields) - {"options"}
+"""The keys that say how a run is made; all others are the benchmark's."""
 
 
 def check_exp_name(name: str) -> str:
@@ -166,23 +140,74 @@ def _parse_value(text: str) -> Any:
 
 
 def build_config(content: Mapping[str, Any], source: str) -> ExperimentConfig:
-    """Validate a configuration; `source` names it in errors. Raises `UserError`."""
+    """Validate a flat configuration; `source` names it in errors. Raises `UserError`."""
+    run = {key: value for key, value in content.items() if key in RUN_KEYS}
+    options, complaints = _build_options(run.get("task"), {key: content[key] for key in content if key not in RUN_KEYS})
     try:
-        return ExperimentConfig.model_validate(dict(content))
+        cfg = ExperimentConfig.model_validate({**run, "options": options})
     except ValidationError as error:
-        raise UserError(f"{source}: {describe(error)}") from None
+        complaints = [*describe(error), *complaints]
+    if complaints:
+        raise UserError(f"{source}: {'; '.join(complaints[:MOST_COMPLAINTS])}")
+    return cfg
 
 
-def describe(error: ValidationError, model: type[BaseModel] = ExperimentConfig) -> str:
-    """Pydantic's first complaints about `model` as one line that names keys and values."""
-    return "; ".join(_describe_one(item, model) for item in error.errors()[:3])
+def _build_options(name: Any, content: Mapping[str, Any]) -> tuple[Options, list[str]]:
+    """A benchmark's options, and what is wrong with them; then, or if nobody knows the benchmark, an empty stand-in."""
+    stand_in: Options = Options.model_construct()
+    try:
+        task = get_task(name)
+    except (TypeError, UserError):  # which the validation of the key `task` reports
+        return stand_in, []
+    complaints = unknown_keys(task, content)
+    known = {key: value for key, value in content.items() if key in task.Options.model_fields}
+    try:
+        return task.Options.model_validate(known), complaints
+    except ValidationError as error:
+        return stand_in, [*complaints, *describe(error)]
 
 
-def _describe_one(item: Mapping[str, Any], model: type[BaseModel]) -> str:
+def unknown_keys(task: Task, keys: Iterable[str]) -> list[str]:
+    """A complaint about each key that a configuration of this task may not have."""
+    known = [*RUN_KEYS, *task.Options.model_fields]
+    complaints = []
+    for key in keys:
+        if key in known:
+            continue
+        if owners := _owners(key):
+            belongs = f"task{'s' if len(owners) > 1 else ''} {' and '.join(owners)}, not {task.name}"
+            complaints.append(f"unknown key {key!r}: it belongs to {belongs}")
+        else:
+            complaints.append(f"unknown key {key!r}{did_you_mean(key, known)}")
+    return complaints
+
+
+def without_other_tasks(content: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """A run record's configuration without keys of other benchmarks: older records hold the keys of all."""
+    known = {*RUN_KEYS, *task.Options.model_fields}
+    return {key: value for key, value in content.items() if key in known or not _owners(key)}
+
+
+def _owners(key: str) -> list[str]:
+    """The tasks that read a key."""
+    return [name for name in task_names() if key in get_task(name).Options.model_fields]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The nearest of the known words as the end of a complaint; empty where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def describe(error: ValidationError, known: Iterable[str] = ()) -> list[str]:
+    """Pydantic's complaints, each a piece of a line that names key and value. known: the keys that there are."""
+    return [_describe_one(item, known) for item in error.errors()]
+
+
+def _describe_one(item: Mapping[str, Any], known: Iterable[str]) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, model.model_fields, n=1)
-        return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        return f"unknown key {key!r}{did_you_mean(key, known)}"
     if item["type"] == "missing":
         return f"the key {key!r} is missing"
     if item["type"] == "value_error":

@@ -25,6 +25,7 @@ class Workers:
     """
 
     def __init__(self, *, tensor_parallel: bool = False) -> None:
+        """tensor_parallel: whether the processes hold pieces of one model."""
         self.rank = int(os.environ.get("RANK", "0"))
         self.processes = int(os.environ.get("WORLD_SIZE", "1"))
         self.count = 1 if tensor_parallel else self.processes
@@ -34,6 +35,7 @@ class Workers:
         self._group: dist.ProcessGroup | None = None
 
     def __enter__(self) -> Workers:
+        """Join the other processes."""
         if self.processes > 1:
             if not dist.is_initialized():
                 backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -44,6 +46,7 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Part from them; after an error the launcher ends them."""
         if self._group is not None and kind is None:
             dist.destroy_process_group()
 

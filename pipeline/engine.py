@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from pipeline.config import ExperimentConfig
-from tasks.base import Generation
+from models.DPI.losses import token_losses
+from models.DPI.patches.Llama import replays_decoding
+from tasks.base import Engine, Generation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-logger = logging.getLogger(__name__)
 
+class ModelEngine(Engine):
+    """The `tasks.base.Engine` over a transformers model with its tokenizer."""
 
-class ModelEngine:
-    """The `tasks.base.Engine` over a transformers model."""
-
-    def __init__(self, cfg: ExperimentConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.cfg = cfg
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """The model goes into evaluation mode."""
         self.model = model.eval()
         self.tokenizer = tokenizer
         self._end_token_ids = end_token_ids(model, tokenizer)
 
+    @override
     @torch.inference_mode()
     def generate(
         self,
@@ -39,8 +39,6 @@ class ModelEngine:
         ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
         input_ids = torch.tensor([ids], device=self.model.device)  # (1, T)
         arguments: dict[str, Any] = {"min_new_tokens": min_new_tokens} if min_new_tokens else {}
-        from models.DPI.patches.Llama import replays_decoding  # with transformers, which takes seconds
-
         if replays_decoding(self.model, len(ids)):
             arguments["cache_implementation"] = "static"
         output = self.model.generate(
@@ -61,21 +59,10 @@ class ModelEngine:
         text = self.tokenizer.decode(new, skip_special_tokens=True)
         return Generation(str(text), len(ids), len(new))
 
-    @torch.inference_mode()
-    def token_losses(self, input_ids: Sequence[int]) -> Tensor:
-        """One forward pass gives the hidden states; logits exist for `cfg.stride` tokens at a time, in fp32."""
+    @override
+    def token_losses(self, input_ids: Sequence[int], slice_tokens: int) -> Tensor:
         ids = torch.tensor([list(input_ids)], device=self.model.device)  # (1, T)
-        hidden = self.model.get_decoder()(ids, use_cache=False).last_hidden_state[0, :-1]  # (T - 1, D)
-        head = self.model.get_output_embeddings()
-        losses = torch.empty(len(hidden), dtype=torch.float32)
-        for start in range(0, len(hidden), self.cfg.stride):
-            piece = hidden[start : start + self.cfg.stride]
-            logits = head(piece.to(head.weight.device)).float()  # (stride, V)
-            targets = ids[0, start + 1 : start + 1 + len(piece)].to(logits.device)
-            losses[start : start + len(piece)] = torch.nn.functional.cross_entropy(
-                logits, targets, reduction="none"
-            ).cpu()
-        return losses
+        return token_losses(self.model, ids, slice_tokens)[0]
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import store
-from pipeline.config import RESUMABLE_KEYS, ExperimentConfig
+from pipeline.config import ExperimentConfig, without_other_tasks
 from pipeline.runner import Outcome, run_records, select_datasets, select_records
 from tasks import get_task
-from tasks.base import Engine, Record
+from tasks.base import Engine, Record, Task
 from tasks.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def run_experiment(
     task = get_task(cfg.task)
     folder = store.experiment_folder(results, task, cfg.exp_name)
     if not overwrite:
-        check_resumable(folder, cfg)
+        check_resumable(folder, task, cfg)
     records = {dataset: select_records(task, cfg, dataset) for dataset in select_datasets(task, cfg)}
     if overwrite:
         # The old results go only when the new model is there.
@@ -62,10 +62,10 @@ def run_experiment(
             before = store.read_run(folder) if store.has_predictions(folder) else None
             record = run_record(cfg, window, workers.processes, records, before)
             store.write_json(folder / store.RUN_FILE, record)
-        return run_records(task, lambda: load_engine(cfg), folder, records, workers)
+        return run_records(task, cfg.options, lambda: load_engine(cfg), folder, records, workers)
 
 
-def check_resumable(folder: Path, cfg: ExperimentConfig) -> None:
+def check_resumable(folder: Path, task: Task, cfg: ExperimentConfig) -> None:
     """Raise `UserError` if the folder holds something else than the beginning of this experiment.
 
     A run that ended before its first prediction, at a misspelt model say, holds nothing.
@@ -79,8 +79,9 @@ def check_resumable(folder: Path, cfg: ExperimentConfig) -> None:
         return
     if not store.has_predictions(folder):
         return
-    before = {key: value for key, value in run["config"].items() if key not in RESUMABLE_KEYS}
-    found = list(store.differences(before, cfg.resumable_form()))
+    old, new = without_other_tasks(run["config"], task), cfg.resumable_form()
+    free = cfg.flat().keys() - new.keys()
+    found = list(store.differences({key: value for key, value in old.items() if key not in free}, new))
     if found:
         more = f" and {len(found) - MOST_DIFFERENCES} more" if len(found) > MOST_DIFFERENCES else ""
         raise UserError(
@@ -103,9 +104,9 @@ def run_record(
     for name, old in (before or {}).get("datasets", {}).items():
         counts[name] = max(old, counts.get(name, old), key=lambda entry: (entry["records"], not entry["limited"]))
     return {
-        "config": cfg.model_dump(mode="json"),
+        "config": cfg.flat(),
         "window": window,
-        "seed": cfg.seed,
+        "seed": cfg.options.seed,
         "datasets": counts,
         "versions": {"python": platform.python_version(), **_package_versions()},
         "git_revision": git_revision(),

@@ -20,6 +20,7 @@ from pipeline import store
 from pipeline.config import ExperimentConfig
 from tasks.base import Engine, Line, Record, Task
 from tasks.errors import UserError
+from tasks.options import Options
 
 if TYPE_CHECKING:
     from pipeline.distributed import Workers
@@ -38,18 +39,18 @@ class Outcome:
 
 def select_datasets(task: Task, cfg: ExperimentConfig) -> list[str]:
     """The data sets of a run: `cfg.tasks`, or the task's own; the first one for a quick run (`test`)."""
-    known = task.known_datasets(cfg)
+    known = task.known_datasets()
     for name in cfg.tasks:
         if name not in known:
             raise UserError(f"unknown data set {name!r} of {task.name}; it has {', '.join(known)}")
-    chosen = list(dict.fromkeys(cfg.tasks)) or task.datasets(cfg)
+    chosen = list(dict.fromkeys(cfg.tasks)) or task.datasets()
     return chosen[:1] if cfg.test else chosen
 
 
 def select_records(task: Task, cfg: ExperimentConfig, dataset: str) -> list[Record]:
     """The records of a data set, as many as `limit` and `test` allow."""
     limit = 1 if cfg.test else cfg.limit
-    records = list(itertools.islice(task.records(cfg, dataset), limit))
+    records = list(itertools.islice(task.records(cfg.options, dataset), limit))
     if not records:
         raise UserError(f"data set {dataset!r} of {task.name} has no records")
     repeated = len(records) - len({record["id"] for record in records})
@@ -60,6 +61,7 @@ def select_records(task: Task, cfg: ExperimentConfig, dataset: str) -> list[Reco
 
 def run_records(
     task: Task,
+    options: Options,
     get_engine: Callable[[], Engine],
     folder: Path,
     records: Mapping[str, list[Record]],
@@ -89,7 +91,7 @@ def run_records(
             )
             with store.Appender(path if workers.writes else None) as appender:
                 for record in wanted:
-                    line = predict_one(task, engine, dataset, record)
+                    line = predict_one(task, engine, options, dataset, record)
                     appender.write(line)
                     progress.add(dataset, line)
     workers.barrier()
@@ -107,10 +109,10 @@ def _pending(folder: Path, dataset: str, wanted: list[Record], workers: Workers)
     return [record for record in mine if record["id"] not in done]
 
 
-def predict_one(task: Task, engine: Engine, dataset: str, record: Record) -> Line:
+def predict_one(task: Task, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
     """The line of one record; if the task fails on it, a line with `error` in place of a prediction."""
     try:
-        return {"id": record["id"], **task.predict(engine, dataset, record)}
+        return {"id": record["id"], **task.predict(engine, options, dataset, record)}
     except UserError:
         raise
     except Exception as error:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import store
-from pipeline.config import ExperimentConfig, build_config
+from pipeline.config import ExperimentConfig, build_config, without_other_tasks
 from tasks.base import Line, Task
 from tasks.errors import UserError
+from tasks.results import DETAIL_FILE
 
 logger = logging.getLogger(__name__)
-
-DETAIL_FILE = "result_detail.json"
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Progress:
 
     @property
     def complete(self) -> bool:
+        """Whether every record that the benchmark has is predicted."""
         return self.expected == self.predicted and not self.limited
 
     def describe(self) -> str:
@@ -59,10 +59,10 @@ def score_experiment(folder: Path, task: Task) -> Progress:
         raise UserError(f"{str(folder)!r} has no {store.RUN_FILE}, which {task.name} needs; run pred.py")
     if run is not None and run["config"]["task"] != task.name:
         raise UserError(f"{str(folder)!r} is an experiment of task {run['config']['task']!r}, not {task.name!r}")
-    cfg = None if run is None else config_of_run(run, str(folder / store.RUN_FILE))
+    options = None if run is None else config_of_run(run, task, str(folder / store.RUN_FILE)).options
     good = {name: [line for line in found if not store.is_failed(line)] for name, found in lines.items()}
     try:
-        documents = task.score(cfg, good)
+        documents = task.score(options, good)
     except KeyError as error:
         raise UserError(f"a line in {str(folder)!r} lacks the field {error}, which {task.name} scores") from None
     progress = measure(run, lines)
@@ -74,9 +74,9 @@ def score_experiment(folder: Path, task: Task) -> Progress:
     return progress
 
 
-def config_of_run(run: Mapping[str, Any], source: str) -> ExperimentConfig:
+def config_of_run(run: Mapping[str, Any], task: Task, source: str) -> ExperimentConfig:
     """The configuration of a run record, with the window filled in where the model's own was used."""
-    content = {key: value for key, value in run["config"].items() if value is not None}
+    content = {key: value for key, value in without_other_tasks(run["config"], task).items() if value is not None}
     if run.get("window"):
         content.setdefault("ori_max_position_embeddings", run["window"])
     return build_config(content, source)

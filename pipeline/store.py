@@ -3,7 +3,7 @@
 An experiment is a folder `<results>/<task folder>/<exp_name>/` with
 
 run.json          configuration, versions, git revision, seed, how many records each data set has
-<dataset>.jsonl   one line a record; a failed record's line has `error` instead of a prediction
+<dataset>.jsonl   one line per record; a failed record's line has `error` instead of a prediction
 result.json ...   what `eval.py` writes
 
 While several processes work, each appends to its own `.part-<rank>-<dataset>.jsonl`; they are merged at the end, or
@@ -18,7 +18,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 try:
     import fcntl
@@ -101,16 +101,27 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file so that it is either the old one or the whole new one."""
-    _replace(path, json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that it is either the old one or the whole new one."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of `path` at the end; after an error `path` is as before."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_lines(path: Path, *, repair: bool = False) -> list[Line]:
@@ -152,24 +163,28 @@ def _truncate(path: Path, size: int) -> None:
 
 
 def is_failed(line: Mapping[str, Any]) -> bool:
+    """Whether a line holds an error instead of a prediction."""
     return "error" in line
 
 
 def prediction_file(folder: Path, dataset: str) -> Path:
+    """Where a data set's predictions lie."""
     return folder / f"{dataset}.jsonl"
 
 
 def part_file(folder: Path, dataset: str, rank: int) -> Path:
+    """Where one of several processes writes its share of them."""
     return folder / f".part-{rank}-{dataset}.jsonl"
 
 
 def part_files(folder: Path, dataset: str) -> list[Path]:
+    """The shares that are there, by rank."""
     found = (path for path in folder.glob(".part-*") if path.name.split("-", 2)[2] == f"{dataset}.jsonl")
     return sorted(found, key=lambda path: int(path.name.split("-", 2)[1]))
 
 
 def merge(folder: Path, dataset: str, order: Sequence[str]) -> list[Line]:
-    """Bring a prediction file into order: parts merged in, one line a record, records as in `order`.
+    """Bring a prediction file into order: parts merged in, one line per record, records as in `order`.
 
     A record with several lines keeps its prediction if it has one, else its last error. Lines of records that
     `order` does not name (a larger run before) stay behind the others. Returns the lines.
@@ -183,14 +198,14 @@ def merge(folder: Path, dataset: str, order: Sequence[str]) -> list[Line]:
     best = {line["id"]: line for line in best_lines(found)}
     ordered = [best.pop(identity) for identity in order if identity in best] + list(best.values())
     if ordered != before:
-        _replace(path, "".join(dump_line(line) for line in ordered))
+        write_text(path, "".join(dump_line(line) for line in ordered))
     for part in parts:
         part.unlink()
     return ordered
 
 
 def best_lines(lines: Iterable[Line]) -> list[Line]:
-    """One line a record: its prediction if it has one, else its last error. Lines without `id` are all kept."""
+    """One line per record: its prediction if it has one, else its last error. Lines without `id` are all kept."""
     best: dict[Any, Line] = {}
     for number, line in enumerate(lines):
         key = ("id", line["id"]) if "id" in line else ("line", number)
@@ -200,6 +215,7 @@ def best_lines(lines: Iterable[Line]) -> list[Line]:
 
 
 def dump_line(line: Line) -> str:
+    """A line as it stands in a file."""
     return json.dumps(line, ensure_ascii=False) + "\n"
 
 
@@ -207,18 +223,22 @@ class Appender:
     """Appends lines to a prediction file; each is on disk when `write` returns. Without a path it writes nothing."""
 
     def __init__(self, path: Path | None) -> None:
+        """path: the file; it is made if it is not there."""
         self._path = path
         self._file: TextIO | None = None
 
     def __enter__(self) -> Appender:
+        """Open the file."""
         self._file = self._path.open("a", encoding="utf-8") if self._path is not None else None
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Close it."""
         if self._file is not None:
             self._file.close()
 
     def write(self, line: Line) -> None:
+        """Append one line."""
         if self._file is not None:
             self._file.write(dump_line(line))
             self._file.flush()

@@ -4,7 +4,7 @@ A sweep file has the keys of an experiment that all share, and a table `[sweep]`
 
 methods, tasks     lists of names
 [[sweep.models]]   `model` (id), `name` (its short name in exp_name), `windows` and `targets` in tokens; every pair
-[sweep.params.M]   parameters of method M that do not depend on window and target
+[sweep.params.M]   the parameters of method M; without it, those that M itself has for a window and a target
 [sweep.task.T]     keys of benchmark T
 
 Experiments are named as the paper's authors name them, such as `dpi-llama2-7b-4k-to-16k`; the four benchmarks of one
@@ -14,17 +14,32 @@ setting share the name, as their results lie in different folders.
 from __future__ import annotations
 
 import fnmatch
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from pipeline.config import ExperimentConfig, build_config, describe
+from models.DPI.methods import METHODS
+from pipeline.config import ExperimentConfig, build_config, describe, did_you_mean, unknown_keys
+from tasks import canonical_task_name, get_task
 from tasks.errors import UserError
 
-# SelfExtend's group and window for W = 8192, as the paper's authors give them in their configuration.
-PUBLISHED_SELFEXTEND = {(8192, 16384): (3, 4096), (8192, 32768): (5, 2048)}
+
+def _known_method(name: str) -> str:
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}{did_you_mean(name, METHODS)} (methods: {', '.join(METHODS)})")
+    return name
+
+
+def _known_task(name: str) -> str:
+    try:
+        return canonical_task_name(name)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+MethodName = Annotated[str, AfterValidator(_known_method)]
+TaskName = Annotated[str, AfterValidator(_known_task)]
 
 
 class SweepModel(BaseModel):
@@ -43,14 +58,15 @@ class Sweep(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    methods: list[str] = Field(min_length=1)
-    tasks: list[str] = Field(min_length=1)
+    methods: list[MethodName] = Field(min_length=1)
+    tasks: list[TaskName] = Field(min_length=1)
     models: list[SweepModel] = Field(min_length=1)
-    params: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    task: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    params: dict[MethodName, dict[str, Any]] = Field(default_factory=dict)
+    task: dict[TaskName, dict[str, Any]] = Field(default_factory=dict)
 
 
 def is_sweep(content: Mapping[str, Any]) -> bool:
+    """Whether a file's content expands to many experiments."""
     return "sweep" in content
 
 
@@ -59,7 +75,10 @@ def expand(content: Mapping[str, Any], source: str) -> list[ExperimentConfig]:
     try:
         sweep = Sweep.model_validate(content["sweep"])
     except ValidationError as error:
-        raise UserError(f"{source}: sweep: {describe(error, Sweep)}") from None
+        raise UserError(f"{source}: sweep: {'; '.join(describe(error, Sweep.model_fields)[:3])}") from None
+    for name, keys in sweep.task.items():
+        if complaints := unknown_keys(get_task(name), keys):
+            raise UserError(f"{source}: sweep.task.{name}: {complaints[0]}")
     shared = {key: value for key, value in content.items() if key != "sweep"}
     return [build_config({**shared, **keys}, f"{source}: {keys['exp_name']}") for keys in _combinations(sweep)]
 
@@ -70,7 +89,7 @@ def _combinations(sweep: Sweep) -> Iterator[dict[str, Any]]:
             for target in model.targets:
                 for method in sweep.methods:
                     name = experiment_name(method, model.name, window, target)
-                    params = sweep.params.get(method, {}) | method_params(method, window, target)
+                    params = _params(sweep, method, window, target)
                     for task in sweep.tasks:
                         yield {
                             "model": model.model,
@@ -93,22 +112,10 @@ def _kilo(tokens: int) -> str:
     return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
 
 
-def method_params(method: str, window: int, target: int) -> dict[str, Any]:
-    """Parameters that follow from window and target: SelfExtend's published ones, else the smallest that reach.
-
-    SelfExtend reaches (W - window) * group + window tokens, the NTK kinds and YaRN W * factor.
-    """
-    if method == "repro_se":
-        if (window, target) in PUBLISHED_SELFEXTEND:
-            group, neighbours = PUBLISHED_SELFEXTEND[window, target]
-        else:
-            neighbours = window // 2
-            group = max(1, math.ceil((target - neighbours) / (window - neighbours)))
-        return {"group_size": group, "window_size": neighbours}
-    if method in ("repro_ntk", "repro_dynamic_ntk", "repro_yarn"):
-        factor = max(1.0, target / window)
-        return {"factor": int(factor) if factor.is_integer() else factor}
-    return {}
+def _params(sweep: Sweep, method: str, window: int, target: int) -> dict[str, Any]:
+    """The method's parameters: those of its table where there is one, else its own for window and target."""
+    given = sweep.params.get(method)
+    return METHODS[method].params_for(window, target) if given is None else given
 
 
 def select(experiments: Sequence[ExperimentConfig], only: Sequence[str]) -> list[ExperimentConfig]:

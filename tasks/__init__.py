@@ -1,4 +1,4 @@
-"""The benchmarks, by name. A new one is one file here and one line in `_TASKS`.
+"""The benchmarks, by name. A new one is one file here and one line in `TASKS`.
 
 Each line says the module and the constant in it that is an instance of `tasks.base.Task`. A module is imported when
 its task is asked for.
@@ -12,9 +12,9 @@ import importlib
 from tasks.base import Task
 from tasks.errors import UserError
 
-_TASKS = {
+TASKS: dict[str, tuple[str, str]] = {
     "needle": ("tasks.needle", "TASK"),
-    "passkey_retrieval": ("tasks.needle", "PASSKEY_RETRIEVAL"),
+    "passkey_retrieval": ("tasks.passkey_retrieval", "TASK"),
     "pg19": ("tasks.pg19", "TASK"),
     "longbench": ("tasks.longbench", "TASK"),
     "longbench_e": ("tasks.longbench_e", "TASK"),
@@ -23,22 +23,25 @@ _TASKS = {
 # The spellings that the paper's README and older configurations carry.
 _ALIASES = {"longbenh": "longbench", "passkey_retreival": "passkey_retrieval"}
 
-TASK_NAMES = tuple(_TASKS)
+
+def task_names() -> tuple[str, ...]:
+    """The names of all benchmarks, without aliases."""
+    return tuple(TASKS)
 
 
 def canonical_task_name(name: str) -> str:
     """The name of a task with aliases resolved. Raises `UserError` for an unknown one, naming the nearest."""
     resolved = _ALIASES.get(name, name)
-    if resolved not in _TASKS:
-        near = difflib.get_close_matches(name, _TASKS, n=1)
+    if resolved not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"unknown task {name!r}{hint} (tasks: {', '.join(_TASKS)})")
+        raise UserError(f"unknown task {name!r}{hint} (tasks: {', '.join(TASKS)})")
     return resolved
 
 
 def get_task(name: str) -> Task:
     """The benchmark of that name. Raises `UserError` for an unknown one."""
-    module, constant = _TASKS[canonical_task_name(name)]
+    module, constant = TASKS[canonical_task_name(name)]
     task = getattr(importlib.import_module(module), constant)
     assert isinstance(task, Task)
     return task

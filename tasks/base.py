@@ -135,9 +135,10 @@ class Task(ABC):
 
     @abstractmethod
     def columns(self, file: str, results: Mapping[str, Any]) -> dict[str, Score]:
-        """The scores of one of `result_files` by column. results: contents of an experiment's result files by name.
+        """The scores of one of `result_files` by column, none where the experiment has no such file.
 
-        Standard errors and counts come from "result_detail.json", where that is there.
+        results: contents of an experiment's result files by name. Standard errors and counts come from
+        "result_detail.json", where that is there (`tasks.results.detailed`).
         """
 
     def average(self, scores: Mapping[str, Score]) -> Score | None:

@@ -11,21 +11,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from typing_extensions import override
 
 from tasks.base import Engine, Line, Record, Task
 from tasks.chat import chat_ids, has_llama2_template
 from tasks.errors import UserError
 from tasks.jsonl import find_in_folder, hub_file, read_rows
-from tasks.leval_scores import score_dataset
+from tasks.leval_scores import DatasetScore, score_dataset
 from tasks.metrics.summary import average
+from tasks.options import Options
+from tasks.results import DETAIL_FILE, RESULT_FILE, Score, detailed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from pipeline.config import ExperimentConfig
 
 _PROMPTS = json.loads((Path(__file__).parent / "data" / "leval" / "prompts.json").read_text(encoding="utf-8"))
 
@@ -67,6 +69,11 @@ class Prompt:
     message: str
     answer_prefix: str = ""
 
+    @property
+    def text(self) -> str:
+        """All of it, without chat template."""
+        return self.system + self.message + self.answer_prefix
+
 
 def build_prompt(dataset: str, document: str, instruction: str, reference: str) -> Prompt:
     """The published prompt of one instruction."""
@@ -105,22 +112,27 @@ def fit_document(document: str, tokenizer: PreTrainedTokenizerBase, limit: int, 
 
 
 class LEval(Task):
-    """L-Eval. One prediction line an instruction, in the order of the documents."""
+    """L-Eval. One record per instruction, in the order of the documents."""
 
     name: ClassVar[str] = "leval"
+    label: ClassVar[str] = "L-Eval"
     folder: ClassVar[str] = "le/pred"
+    prefix: ClassVar[str] = "le"
     scores_foreign: ClassVar[bool] = True
 
-    def datasets(self, cfg: ExperimentConfig) -> list[str]:
+    @override
+    def datasets(self) -> list[str]:
         return list(CLOSED_ENDED)
 
-    def known_datasets(self, cfg: ExperimentConfig) -> list[str]:
+    @override
+    def known_datasets(self) -> list[str]:
         return [*CLOSED_ENDED, *OPEN_ENDED]
 
-    def records(self, cfg: ExperimentConfig, dataset: str) -> Iterable[Record]:
+    @override
+    def records(self, options: Options, dataset: str) -> Iterable[Record]:
         name = f"{dataset}.jsonl"
-        if cfg.data_dir is not None:
-            path = find_in_folder(cfg.data_dir, name, _SUBFOLDERS)
+        if options.data_dir is not None:
+            path = find_in_folder(options.data_dir, name, _SUBFOLDERS)
         else:
             path = hub_file(REPOSITORY, f"LEval/{'Exam' if dataset in CLOSED_ENDED else 'Generation'}/{name}")
         for number, row in enumerate(read_rows(path, FIELDS)):
@@ -139,15 +151,22 @@ class LEval(Task):
                     "turn": turn,
                 }
 
-    def prompt(
-        self, cfg: ExperimentConfig, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
-    ) -> list[int]:
-        return self._prompt(cfg, dataset, record, tokenizer)[0]
+    @override
+    def prompt(self, options: Options, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        return self._prompt(options, dataset, record, tokenizer)[0]
 
-    def predict(self, engine: Engine, dataset: str, record: Record) -> Line:
-        cfg, tokenizer = engine.cfg, engine.tokenizer
-        ids, shown = self._prompt(cfg, dataset, record, tokenizer)
-        generation = engine.generate(ids, max_new_tokens(cfg))
+    @override
+    def whole_text(self, dataset: str, record: Record) -> str | None:
+        """Of a document's first instruction; None for the others, which have the same document."""
+        if record["turn"]:
+            return None
+        return build_prompt(dataset, record["document"], record["instruction"], record["reference"]).text
+
+    @override
+    def predict(self, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
+        tokenizer, room = engine.tokenizer, max_new_tokens(options)
+        ids, shown = self._prompt(options, dataset, record, tokenizer)
+        generation = engine.generate(ids, room)
         line = {
             "query": record["instruction"],
             "gt": record["reference"],
@@ -159,27 +178,28 @@ class LEval(Task):
             "turn": record["turn"],
         }
         if dataset == "sci_fi":
-            fact = engine.generate(_fact_ids(cfg, record, tokenizer), max_new_tokens(cfg))
+            fact = engine.generate(_fact_ids(options, record, tokenizer), room)
             line["pred"] += f" [fact: {fact.text}]"
             line["final_len_fact"] = fact.total_tokens
         return line
 
     def _prompt(
-        self, cfg: ExperimentConfig, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
+        self, options: Options, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[list[int], str]:
         """Token ids of a prompt, and its text with the document left out."""
-        limit = cfg.max_pe - max_new_tokens(cfg) - PROMPT_ROOM
+        limit = options.max_pe - max_new_tokens(options) - PROMPT_ROOM
         if limit < 1:
-            least = max_new_tokens(cfg) + PROMPT_ROOM + 1
-            raise UserError(f"max_pe = {cfg.max_pe} leaves no room for a document of {dataset!r}; it needs {least}")
+            least = max_new_tokens(options) + PROMPT_ROOM + 1
+            raise UserError(f"max_pe = {options.max_pe} leaves no room for a document of {dataset!r}; it needs {least}")
         document = fit_document(record["document"], tokenizer, limit, cut_at_start=dataset in _CUT_AT_START)
         prompt = build_prompt(dataset, document, record["instruction"], record["reference"])
         shown = build_prompt(dataset, "<long document>", record["instruction"], record["reference"])
-        text = shown.system + shown.message + shown.answer_prefix
-        return _prompt_ids(cfg, dataset, prompt, tokenizer), text
+        return _prompt_ids(options, dataset, prompt, tokenizer), shown.text
 
-    def score(self, cfg: ExperimentConfig | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
-        detail: dict[str, dict[str, Any]] = {}
+    @override
+    def score(self, options: Options | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
+        """`result_detail.json` also has the official scorer's metrics, and the parts that some scores are means of."""
+        found: dict[str, DatasetScore] = {}
         for stem, its_lines in lines.items():
             # L-Eval's own prediction files are called <dataset>.pred.jsonl.
             dataset = stem.removesuffix(".pred")
@@ -187,40 +207,59 @@ class LEval(Task):
                 raise UserError(f"{dataset!r} is no data set of leval ({', '.join(CLOSED_ENDED + OPEN_ENDED)})")
             scored = [line for line in its_lines if line.get("evaluation") in EVALUATIONS]
             if scored:
-                detail[dataset] = score_dataset(dataset, scored)
-        result = {dataset: {"LEval_score": metrics["LEval_score"]} for dataset, metrics in detail.items()}
+                found[dataset] = score_dataset(dataset, scored)
         averages = {
-            kind: average([{"score": detail[name]["LEval_score"], "stderr": detail[name]["stderr"]} for name in named])
+            kind: asdict(average([found[name].score for name in named]))
             for kind, names in (("closed_ended", CLOSED_ENDED), ("open_ended", OPEN_ENDED))
-            if (named := [name for name in names if name in detail])
+            if (named := [name for name in names if name in found])
         }
-        return {"result.json": result, "result_detail.json": {"datasets": detail, "average": averages}}
+        detail = {
+            "datasets": {dataset: asdict(its.score) for dataset, its in found.items()},
+            "average": averages,
+            "parts": {
+                dataset: {name: asdict(part) for name, part in its.parts.items()}
+                for dataset, its in found.items()
+                if its.parts
+            },
+            "metrics": {dataset: its.metrics for dataset, its in found.items()},
+        }
+        return {
+            RESULT_FILE: {dataset: {"LEval_score": its.score.score} for dataset, its in found.items()},
+            DETAIL_FILE: detail,
+        }
+
+    @override
+    def columns(self, file: str, results: Mapping[str, Any]) -> dict[str, Score]:
+        return {
+            dataset: detailed(value["LEval_score"], results, "datasets", dataset)
+            for dataset, value in results.get(file, {}).items()
+        }
 
 
-def max_new_tokens(cfg: ExperimentConfig) -> int:
+def max_new_tokens(options: Options) -> int:
     """Tokens to generate: the configuration's number, else the published one."""
-    return int(cfg.max_new_tokens or _PROMPTS["max_new_tokens"])
+    return int(options.max_new_tokens or _PROMPTS["max_new_tokens"])
 
 
-def _prompt_ids(cfg: ExperimentConfig, dataset: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    system = prompt.system if cfg.system_prompt is None else cfg.system_prompt
-    llama2 = cfg.chat == "auto" and has_llama2_template(tokenizer)
+def _prompt_ids(options: Options, dataset: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    system = prompt.system if options.system_prompt is None else options.system_prompt
+    llama2 = options.chat == "auto" and has_llama2_template(tokenizer)
     if llama2 and dataset in _UNCLOSED:
         return list(tokenizer(f"[INST]<<SYS>>\n{system}\n<</SYS>>\n\n{prompt.message}")["input_ids"])
-    if llama2 or cfg.chat == "none":
+    if llama2 or options.chat == "none":
         return chat_ids(
-            tokenizer, prompt.message, mode=cfg.chat, system_prompt=system, answer_prefix=prompt.answer_prefix
+            tokenizer, prompt.message, mode=options.chat, system_prompt=system, answer_prefix=prompt.answer_prefix
         )
     # Other chat models get "Answer:" at the end of the user's message, as in the paper's code for Llama-3.
-    return chat_ids(tokenizer, prompt.message + prompt.answer_prefix, mode=cfg.chat, system_prompt=system)
+    return chat_ids(tokenizer, prompt.message + prompt.answer_prefix, mode=options.chat, system_prompt=system)
 
 
-def _fact_ids(cfg: ExperimentConfig, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _fact_ids(options: Options, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The fact probe: for Llama-2 bare text, as L-Eval asks it; for others their chat template."""
     text = fact_probe(record["instruction"])
     if has_llama2_template(tokenizer):
         return list(tokenizer(text)["input_ids"])
-    return chat_ids(tokenizer, text, mode=cfg.chat, system_prompt=cfg.system_prompt)
+    return chat_ids(tokenizer, text, mode=options.chat, system_prompt=options.system_prompt)
 
 
 TASK = LEval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from tasks.metrics import extract
 from tasks.metrics.bootstrap import bootstrap_stderr
 from tasks.metrics.exact_match import exact_match
 from tasks.metrics.rouge import rouge_1_2_l
+from tasks.metrics.summary import rounded
 from tasks.metrics.token_f1 import qa_f1
+from tasks.results import Score
 
 Pair = tuple[str, str]
 """What is compared: the answer found in a prediction, and the reference."""
@@ -22,8 +25,20 @@ _SINGLE_OPTION = frozenset({"quality", "tpo"})
 TURNS = 3
 
 
-def score_dataset(dataset: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Metrics of one data set, with `LEval_score` and its bootstrap `stderr`, in percent."""
+@dataclass(frozen=True)
+class DatasetScore:
+    """A data set's score in percent, with its bootstrap standard error, and the official scorer's metrics.
+
+    parts: the scores that this one is the mean of, by the name of their metrics, where it is a mean.
+    """
+
+    score: Score
+    metrics: dict[str, Any]
+    parts: dict[str, Score] = field(default_factory=dict)
+
+
+def score_dataset(dataset: str, lines: Sequence[Mapping[str, Any]]) -> DatasetScore:
+    """Score one data set's prediction lines. Raises `UserError` where one lacks a field."""
     key = _prediction_key(dataset, lines)
     try:
         predictions = [(str(line[key]), str(line["gt"])) for line in lines]
@@ -59,17 +74,17 @@ def _closed_ended_pair(dataset: str, prediction: str, reference: str) -> Pair:
     return prediction, reference
 
 
-def _exam(pairs: Sequence[Pair]) -> dict[str, Any]:
+def _exam(pairs: Sequence[Pair]) -> DatasetScore:
     values = [100 * exact_match(*pair) for pair in pairs]
     return _metrics({"exact_match": _mean(values)}, "exact_match", pairs, bootstrap_stderr(values))
 
 
-def _f1(pairs: Sequence[Pair]) -> dict[str, Any]:
+def _f1(pairs: Sequence[Pair]) -> DatasetScore:
     values = [100 * qa_f1(*pair) for pair in pairs]
     return _metrics({"f1": _mean(values)}, "f1", pairs, bootstrap_stderr(values))
 
 
-def _rouge(pairs: Sequence[Pair]) -> dict[str, Any]:
+def _rouge(pairs: Sequence[Pair]) -> DatasetScore:
     """Means of ROUGE-1, -2 and -L, and the geometric mean of the three means."""
     values = [tuple(100 * value for value in rouge_1_2_l(*pair)) for pair in pairs]
     means = [_mean(column) for column in zip(*values, strict=True)]
@@ -78,7 +93,7 @@ def _rouge(pairs: Sequence[Pair]) -> dict[str, Any]:
     return _metrics(named, "rouge/geometric_mean", pairs, bootstrap_stderr(values, _geometric_mean))
 
 
-def _topic_retrieval(pairs: Sequence[Pair], lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _topic_retrieval(pairs: Sequence[Pair], lines: Sequence[Mapping[str, Any]]) -> DatasetScore:
     """Exact match of the first, second and third topic, and their mean."""
     # Files of other programs do not say which question a line answers, but hold all three in order.
     turns = [line.get("turn", number % TURNS) for number, line in enumerate(lines)]
@@ -87,10 +102,10 @@ def _topic_retrieval(pairs: Sequence[Pair], lines: Sequence[Mapping[str, Any]]) 
         for turn in range(TURNS)
         if (chosen := [pair for pair, its_turn in zip(pairs, turns, strict=True) if its_turn == turn])
     }
-    return _mean_of_parts(parts, bootstrap_stderr([100 * exact_match(*pair) for pair in pairs]))
+    return _mean_of_parts(parts, [100 * exact_match(*pair) for pair in pairs])
 
 
-def _science_fiction(predictions: Sequence[Pair]) -> dict[str, Any]:
+def _science_fiction(predictions: Sequence[Pair]) -> DatasetScore:
     """Exact match by the document ("loyalty") and by the world ("fact"), and their mean."""
     both = [
         tuple(zip(extract.judgement_answer(prediction), extract.judgement_reference(reference), strict=True))
@@ -101,23 +116,26 @@ def _science_fiction(predictions: Sequence[Pair]) -> dict[str, Any]:
         "fact score": _exam([pair[1] for pair in both]),
     }
     values = [50 * (exact_match(*loyalty) + exact_match(*fact)) for loyalty, fact in both]
-    return _mean_of_parts(parts, bootstrap_stderr(values))
+    return _mean_of_parts(parts, values)
 
 
-def _mean_of_parts(parts: dict[str, Any], stderr: float | None) -> dict[str, Any]:
-    score = round(_mean([part["exact_match"] for part in parts.values()]), 4)
-    return {**parts, "LEval_score": score, "stderr": _rounded(stderr)}
+def _mean_of_parts(parts: Mapping[str, DatasetScore], values: Sequence[float]) -> DatasetScore:
+    """The mean of the parts' scores; its standard error is that of the records' `values`."""
+    mean = _mean([part.metrics["exact_match"] for part in parts.values()])
+    score = rounded(Score(mean, bootstrap_stderr(values), len(values)))
+    metrics = {**{name: part.metrics for name, part in parts.items()}, "LEval_score": score.score}
+    return DatasetScore(score, metrics, {name: part.score for name, part in parts.items()})
 
 
-def _metrics(named: Mapping[str, float], key: str, pairs: Sequence[Pair], stderr: float | None) -> dict[str, Any]:
-    rounded = {name: round(value, 4) for name, value in named.items()}
-    return {
-        **rounded,
+def _metrics(named: Mapping[str, float], key: str, pairs: Sequence[Pair], stderr: float | None) -> DatasetScore:
+    score = rounded(Score(named[key], stderr, len(pairs)))
+    metrics = {
+        **{name: round(value, 4) for name, value in named.items()},
         "num_predicted": len(pairs),
         "mean_prediction_length_characters": round(_mean([len(prediction) for prediction, _ in pairs]), 4),
-        "LEval_score": rounded[key],
-        "stderr": _rounded(stderr),
+        "LEval_score": score.score,
     }
+    return DatasetScore(score, metrics)
 
 
 def _geometric_mean(means: Tensor) -> Tensor:
@@ -126,7 +144,3 @@ def _geometric_mean(means: Tensor) -> Tensor:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)

@@ -14,8 +14,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from typing_extensions import override
 
 from tasks.base import Engine, Line, Record, Task
 from tasks.chat import chat_ids
@@ -27,11 +30,11 @@ from tasks.metrics.numbers import count_score, retrieval_score
 from tasks.metrics.rouge import rouge_l, rouge_l_chinese
 from tasks.metrics.summary import average, summarise
 from tasks.metrics.token_f1 import qa_f1, qa_f1_chinese
+from tasks.options import Options
+from tasks.results import DETAIL_FILE, RESULT_FILE, Score, detailed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from pipeline.config import ExperimentConfig
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,11 @@ NO_CHAT_TEMPLATE = frozenset({"trec", "triviaqa", "samsum", "lsht", "lcc", "repo
 SCORED_BY_FIRST_LINE = frozenset({"trec", "triviaqa", "samsum", "lsht"})
 # Tokens of the target that stay free for the chat template, as in the paper's code.
 TEMPLATE_ROOM = 50
+SUBSETS = {RESULT_FILE: "all", "result_o.json": "longer_than_window", "result_t.json": "longer_than_target"}
+"""Which records a result file is about."""
+
+Marks = Sequence[tuple[Line, float]]
+"""Prediction lines with their scores in [0, 1]."""
 
 _SCORERS: dict[str, Callable[[str, str], float]] = {
     "narrativeqa": qa_f1,
@@ -106,21 +114,27 @@ class LongBench(Task):
     """The 21 tasks. `LongBenchE` has the same prompts and other records."""
 
     name: ClassVar[str] = "longbench"
+    label: ClassVar[str] = "LongBench"
     folder: ClassVar[str] = "lb/pred"
+    prefix: ClassVar[str] = "lb"
+    result_files: ClassVar[tuple[str, ...]] = tuple(SUBSETS)
     scores_foreign: ClassVar[bool] = True
     file_suffix: ClassVar[str] = ""
     all_datasets: ClassVar[tuple[str, ...]] = tuple(PROMPTS)
 
-    def datasets(self, cfg: ExperimentConfig) -> list[str]:
+    @override
+    def datasets(self) -> list[str]:
         return [dataset for dataset in PROMPTS if dataset not in CHINESE]
 
-    def known_datasets(self, cfg: ExperimentConfig) -> list[str]:
+    @override
+    def known_datasets(self) -> list[str]:
         return list(self.all_datasets)
 
-    def records(self, cfg: ExperimentConfig, dataset: str) -> Iterable[Record]:
+    @override
+    def records(self, options: Options, dataset: str) -> Iterable[Record]:
         name = f"{dataset}{self.file_suffix}.jsonl"
-        if cfg.data_dir is not None:
-            rows = read_rows(find_in_folder(cfg.data_dir, name, ("data",)), FIELDS)
+        if options.data_dir is not None:
+            rows = read_rows(find_in_folder(options.data_dir, name, ("data",)), FIELDS)
         else:
             rows = read_zipped_rows(hub_file(REPOSITORY, "data.zip"), name, FIELDS)
         for index, row in enumerate(rows):
@@ -128,19 +142,23 @@ class LongBench(Task):
             identity = f"{index:04d}-{row['_id']}" if row.get("_id") else f"{index:04d}"
             yield {"all_classes": None, **row, "id": identity}
 
-    def prompt(
-        self, cfg: ExperimentConfig, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
-    ) -> list[int]:
-        return self._prompt(cfg, dataset, record, tokenizer)[0]
+    @override
+    def prompt(self, options: Options, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        return self._prompt(options, dataset, record, tokenizer)[0]
 
-    def predict(self, engine: Engine, dataset: str, record: Record) -> Line:
-        ids, prompt_len = self._prompt(engine.cfg, dataset, record, engine.tokenizer)
+    @override
+    def whole_text(self, dataset: str, record: Record) -> str:
+        return official_prompt(dataset, record)
+
+    @override
+    def predict(self, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
+        ids, prompt_len = self._prompt(options, dataset, record, engine.tokenizer)
         stop: list[int] = []
         if dataset == "samsum":
             # Models go on with dialogues of their own: the official code ends at a newline, after one token at least.
             stop = [engine.tokenizer.encode("\n", add_special_tokens=False)[-1]]
         generation = engine.generate(
-            ids, max_new_tokens(engine.cfg, dataset), stop_token_ids=stop, min_new_tokens=1 if stop else 0
+            ids, max_new_tokens(options, dataset), stop_token_ids=stop, min_new_tokens=1 if stop else 0
         )
         return {
             "pred": generation.text,
@@ -153,39 +171,45 @@ class LongBench(Task):
         }
 
     def _prompt(
-        self, cfg: ExperimentConfig, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
+        self, options: Options, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[list[int], int]:
         """Token ids of the prompt as the model sees it, and the number that it would have if it were not cut."""
-        limit = cfg.max_pe - max_new_tokens(cfg, dataset) - TEMPLATE_ROOM
+        limit = options.max_pe - max_new_tokens(options, dataset) - TEMPLATE_ROOM
         if limit < 2:
-            least = max_new_tokens(cfg, dataset) + TEMPLATE_ROOM + 2
-            raise UserError(f"max_pe = {cfg.max_pe} leaves no room for a prompt of {dataset!r}; it needs {least}")
+            least = max_new_tokens(options, dataset) + TEMPLATE_ROOM + 2
+            raise UserError(f"max_pe = {options.max_pe} leaves no room for a prompt of {dataset!r}; it needs {least}")
         text, before, after = cut_middle(official_prompt(dataset, record), tokenizer, limit)
         if dataset in NO_CHAT_TEMPLATE:
             ids = list(tokenizer(text)["input_ids"])
         else:
-            ids = chat_ids(tokenizer, text, mode=cfg.chat, system_prompt=cfg.system_prompt)
+            ids = chat_ids(tokenizer, text, mode=options.chat, system_prompt=options.system_prompt)
         return ids, len(ids) + before - after
 
-    def score(self, cfg: ExperimentConfig | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
+    @override
+    def score(self, options: Options | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
         scored = {dataset: self._score_lines(dataset, lines[dataset]) for dataset in lines if lines[dataset]}
         documents: dict[str, Any] = {}
         detail: dict[str, Any] = {"datasets": {dataset: {} for dataset in scored}, "average": {}}
-        for file_name, subset, bound in _subsets(cfg):
-            chosen: dict[str, list[tuple[Line, float]]] = {}
-            for dataset, pairs in scored.items():
-                kept = [(line, value) for line, value in pairs if bound is None or _prompt_length(line) > bound]
-                if kept:
-                    chosen[dataset] = kept
-            documents[file_name] = {dataset: self._published(pairs) for dataset, pairs in chosen.items()}
-            for dataset, pairs in chosen.items():
-                detail["datasets"][dataset][subset] = self._detail(pairs)
-            if chosen:
-                summaries = [summarise([value for _, value in pairs]) for pairs in chosen.values()]
-                detail["average"][subset] = average(summaries)
-        return {**documents, "result_detail.json": detail}
+        for file, bound in _bounds(options).items():
+            subset = SUBSETS[file]
+            chosen = {dataset: kept for dataset, marks in scored.items() if (kept := _longer(marks, bound))}
+            documents[file] = {dataset: self._published(marks) for dataset, marks in chosen.items()}
+            scores = {dataset: summary(marks) for dataset, marks in chosen.items()}
+            for dataset, score in scores.items():
+                detail["datasets"][dataset][subset] = asdict(score)
+            if scores:
+                detail["average"][subset] = asdict(average(list(scores.values())))
+            self._add_detail(detail, subset, chosen)
+        return {**documents, DETAIL_FILE: detail}
 
-    def _score_lines(self, dataset: str, lines: Sequence[Line]) -> list[tuple[Line, float]]:
+    @override
+    def columns(self, file: str, results: Mapping[str, Any]) -> dict[str, Score]:
+        return {
+            dataset: detailed(value, results, "datasets", dataset, SUBSETS[file])
+            for dataset, value in results.get(file, {}).items()
+        }
+
+    def _score_lines(self, dataset: str, lines: Sequence[Line]) -> Marks:
         if dataset not in self.all_datasets:
             raise UserError(f"{dataset!r} is no data set of {self.name} (data sets: {', '.join(self.all_datasets)})")
         needed = {
@@ -202,29 +226,38 @@ class LongBench(Task):
     def _needed_to_score(self) -> tuple[str, ...]:
         return ()
 
-    def _published(self, pairs: Sequence[tuple[Line, float]]) -> Any:
+    def _published(self, marks: Marks) -> Any:
         """The value of `result.json`: percent, two decimals."""
-        return round(100 * sum(value for _, value in pairs) / len(pairs), 2)
+        return round(100 * sum(mark for _, mark in marks) / len(marks), 2)
 
-    def _detail(self, pairs: Sequence[tuple[Line, float]]) -> dict[str, Any]:
-        return summarise([value for _, value in pairs])
+    def _add_detail(self, detail: dict[str, Any], subset: str, chosen: Mapping[str, Marks]) -> None:
+        """Put what else there is to say of a subset's records, by data set, into `result_detail.json`."""
 
 
-def max_new_tokens(cfg: ExperimentConfig, dataset: str) -> int:
+def summary(marks: Marks) -> Score:
+    """The mean in percent."""
+    return summarise([mark for _, mark in marks])
+
+
+def max_new_tokens(options: Options, dataset: str) -> int:
     """Tokens to generate: the configuration's number, else the published one."""
-    return cfg.max_new_tokens or MAX_NEW_TOKENS[dataset]
+    return options.max_new_tokens or MAX_NEW_TOKENS[dataset]
 
 
-def _subsets(cfg: ExperimentConfig | None) -> list[tuple[str, str, int | None]]:
-    """File name, name, and the length that a prompt must exceed, of each result that can be given."""
-    subsets: list[tuple[str, str, int | None]] = [("result.json", "all", None)]
-    if cfg is None:
-        return subsets
-    if cfg.ori_max_position_embeddings is None:
+def _bounds(options: Options | None) -> dict[str, int]:
+    """The number of tokens that a prompt must exceed (−1: any prompt), for each result file that can be given."""
+    bounds = {RESULT_FILE: -1}
+    if options is None:
+        return bounds
+    if options.ori_max_position_embeddings is None:
         logger.warning("the configuration names no ori_max_position_embeddings: result_o.json is not written")
     else:
-        subsets.append(("result_o.json", "longer_than_window", cfg.ori_max_position_embeddings))
-    return [*subsets, ("result_t.json", "longer_than_target", cfg.max_pe)]
+        bounds["result_o.json"] = options.ori_max_position_embeddings
+    return {**bounds, "result_t.json": options.max_pe}
+
+
+def _longer(marks: Marks, bound: int) -> Marks:
+    return [(line, mark) for line, mark in marks if _prompt_length(line) > bound]
 
 
 def _prompt_length(line: Line) -> int:

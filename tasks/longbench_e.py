@@ -5,15 +5,14 @@ The range is that of the field `length`, in words: below 4,000, below 8,000, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, ClassVar
 
-from tasks.base import Line
-from tasks.longbench import LongBench
-from tasks.metrics.summary import summarise
+from typing_extensions import override
 
-if TYPE_CHECKING:
-    from pipeline.config import ExperimentConfig
+from tasks.longbench import SUBSETS, LongBench, Marks, summary
+from tasks.results import Score, detailed
 
 DATASETS = (
     "qasper",
@@ -42,26 +41,42 @@ class LongBenchE(LongBench):
     """LongBench-E. Results are by data set and range; null where a range has no record."""
 
     name: ClassVar[str] = "longbench_e"
+    label: ClassVar[str] = "LongBench-E"
     folder: ClassVar[str] = "lb/pred_e"
+    prefix: ClassVar[str] = "lb_e"
     file_suffix: ClassVar[str] = "_e"
     all_datasets: ClassVar[tuple[str, ...]] = DATASETS
 
-    def datasets(self, cfg: ExperimentConfig) -> list[str]:
+    @override
+    def datasets(self) -> list[str]:
         return list(DATASETS)
 
+    @override
+    def columns(self, file: str, results: Mapping[str, Any]) -> dict[str, Score]:
+        """By data set and range."""
+        return {
+            f"{dataset} {name}": detailed(value, results, "ranges", dataset, SUBSETS[file], name)
+            for dataset, values in results.get(file, {}).items()
+            for name, value in values.items()
+        }
+
+    @override
     def _needed_to_score(self) -> tuple[str, ...]:
         return ("length",)
 
-    def _published(self, pairs: Sequence[tuple[Line, float]]) -> dict[str, float | None]:
-        return {name: super(LongBenchE, self)._published(part) if part else None for name, part in _split(pairs)}
+    @override
+    def _published(self, marks: Marks) -> dict[str, float | None]:
+        return {name: super(LongBenchE, self)._published(part) if part else None for name, part in _split(marks)}
 
-    def _detail(self, pairs: Sequence[tuple[Line, float]]) -> dict[str, Any]:
-        ranges = {name: summarise([value for _, value in part]) if part else None for name, part in _split(pairs)}
-        return {**super()._detail(pairs), "ranges": ranges}
+    @override
+    def _add_detail(self, detail: dict[str, Any], subset: str, chosen: Mapping[str, Marks]) -> None:
+        ranges = detail.setdefault("ranges", {dataset: {} for dataset in detail["datasets"]})
+        for dataset, marks in chosen.items():
+            ranges[dataset][subset] = {name: asdict(summary(part)) for name, part in _split(marks)}
 
 
-def _split(pairs: Sequence[tuple[Line, float]]) -> list[tuple[str, list[tuple[Line, float]]]]:
-    return [(name, [pair for pair in pairs if bucket(pair[0]["length"]) == name]) for name in BUCKETS]
+def _split(marks: Marks) -> list[tuple[str, Marks]]:
+    return [(name, [pair for pair in marks if bucket(pair[0]["length"]) == name]) for name in BUCKETS]
 
 
 TASK = LongBenchE()

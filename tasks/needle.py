@@ -1,9 +1,8 @@
-"""Needle in a haystack: 16 depths × lengths × trials, and passkey retrieval at random depths.
+"""Needle in a haystack: depths × lengths × trials.
 
-`needle` hides a line at each of 16 depths (1/16 … 16/16 of the haystack; `depths` says how many) of prompts of exactly
-`min_k`, `min_k + gap`, … up to `max_k` thousand tokens, or of `lengths`, `times` times each with another key.
-`passkey_retrieval` hides a pass key at a random place in `n_garbage` characters, `times` times. The score is 1 where
-the answer occurs in the prediction, else 0.
+A line is hidden at each of 16 depths (1/16 … 16/16 of the haystack; `depths` says how many) of prompts of exactly
+`min_k`, `min_k + gap`, … up to `max_k` thousand tokens, or of `lengths`, `times` times each with another key. The
+score is 1 where the answer occurs in the prediction, else 0.
 
 Source: ChunkLlama's needle test, which the paper runs (section 4); prompts in `tasks/needle_prompts.py`.
 """
@@ -13,19 +12,25 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pipeline.config import ExperimentConfig
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import override
+
 from tasks import needle_prompts as prompts
 from tasks.base import Engine, Line, Record, Task
 from tasks.chat import chat_ids
 from tasks.errors import UserError
+from tasks.metrics.summary import proportion
+from tasks.options import Options, Positive
+from tasks.results import DETAIL_FILE, RESULT_FILE, Experiment, Score, detailed
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -33,39 +38,52 @@ logger = logging.getLogger(__name__)
 MAX_NEW_TOKENS = 48
 """Room for the longer of the two answers and some words before it, where the configuration does not say."""
 
+Thousands = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-class NeedleTask(Task):
-    name = "needle"
-    folder = "needle/pred"
 
-    def datasets(self, cfg: ExperimentConfig) -> list[str]:
-        return ["needle"]
+class NeedleOptions(Options):
+    """Lengths, depths and trials, the haystack and what is hidden in it."""
 
-    def records(self, cfg: ExperimentConfig, dataset: str) -> Iterable[Record]:
-        for length in prompt_lengths(cfg):
-            for depth in prompts.depths(cfg.depths):
-                for trial in range(cfg.times):
-                    identity = f"{length}-{100 * depth:g}-{trial}"
-                    needle = _needle(cfg, f"{cfg.seed}/{identity}")
-                    yield {
-                        "id": identity,
-                        "context_length": length,
-                        "depth_percent": 100 * depth,
-                        "answer": needle.answer,
-                        "needle": needle,
-                    }
+    times: Positive = Field(20, description="trials")
+    min_k: Thousands = Field(1, description="shortest prompt, thousands of tokens")
+    max_k: Thousands | None = Field(None, description="longest prompt; None: what fits max_pe")
+    gap: Thousands = Field(4, description="step between lengths")
+    haystack: Literal["passkey", "essays"] = Field("passkey", description="garbage text, or essays in data_dir")
+    needle: Literal["auto", "passkey", "sandwich"] = Field("auto", description="auto: the haystack's published one")
+    lengths: tuple[Thousands, ...] = Field((), description="these lengths instead, thousands of tokens")
+    depths: Positive = Field(16, description="places of the needle, evenly spread, the last at the end")
 
-    def prompt(
-        self, cfg: ExperimentConfig, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
-    ) -> list[int]:
-        essays = _essays(cfg.data_dir) if cfg.haystack == "essays" and cfg.data_dir is not None else None
-        tokenise = functools.partial(chat_ids, tokenizer, mode=cfg.chat, system_prompt=cfg.system_prompt)
-        depth = record["depth_percent"] / 100
-        return prompts.fit_prompt(record["context_length"], depth, record["needle"], essays, tokenise)
+    @field_validator("min_k", "max_k", "gap", "lengths", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, bool | str):
+                raise ValueError(f"must be a number, not {item!r}")
+        return value
 
-    def predict(self, engine: Engine, dataset: str, record: Record) -> Line:
-        ids = self.prompt(engine.cfg, dataset, record, engine.tokenizer)
-        generation = engine.generate(ids, engine.cfg.max_new_tokens or MAX_NEW_TOKENS)
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_k is not None and self.max_k < self.min_k:
+            raise ValueError(f"max_k = {self.max_k:g} is less than min_k = {self.min_k:g}")
+        if self.haystack == "essays" and self.data_dir is None:
+            raise ValueError("data_dir is missing; haystack = 'essays' needs a folder of *.txt files")
+        return self
+
+
+class HiddenAnswer(Task):
+    """A benchmark that hides an answer and looks for it in the prediction: `needle` and `passkey_retrieval`."""
+
+    folder: ClassVar[str] = "needle/pred"
+    digits: ClassVar[int] = 4
+
+    @override
+    def datasets(self) -> list[str]:
+        return [self.name]
+
+    @override
+    def predict(self, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
+        ids = self.prompt(options, dataset, record, engine.tokenizer)
+        generation = engine.generate(ids, options.max_new_tokens or MAX_NEW_TOKENS)
         kept = ("context_length", "depth_percent", "answer")
         return {
             **{key: record[key] for key in kept if key in record},
@@ -74,78 +92,96 @@ class NeedleTask(Task):
             "final_len": generation.total_tokens,
         }
 
-    def score(self, cfg: ExperimentConfig | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
+
+class NeedleTask(HiddenAnswer):
+    """Records are cells of depth and length, `times` each."""
+
+    name: ClassVar[str] = "needle"
+    label: ClassVar[str] = "Needle in a haystack"
+    prefix: ClassVar[str] = "needle"
+    Options = NeedleOptions
+
+    @override
+    def records(self, options: NeedleOptions, dataset: str) -> Iterable[Record]:
+        for length in prompt_lengths(options):
+            for depth in prompts.depths(options.depths):
+                for trial in range(options.times):
+                    identity = f"{length}-{100 * depth:g}-{trial}"
+                    needle = _needle(options, f"{options.seed}/{identity}")
+                    yield {
+                        "id": identity,
+                        "context_length": length,
+                        "depth_percent": 100 * depth,
+                        "answer": needle.answer,
+                        "needle": needle,
+                    }
+
+    @override
+    def prompt(
+        self, options: NeedleOptions, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
+    ) -> list[int]:
+        essays = _essays(options.data_dir) if options.haystack == "essays" and options.data_dir is not None else None
+        tokenise = functools.partial(chat_ids, tokenizer, mode=options.chat, system_prompt=options.system_prompt)
+        depth = record["depth_percent"] / 100
+        return prompts.fit_prompt(record["context_length"], depth, record["needle"], essays, tokenise)
+
+    @override
+    def score(self, options: NeedleOptions, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
         """`result.json`: `{context_length, depth_percent, score}`, the mean score of each cell."""
         cells: dict[tuple[int, float], list[float]] = defaultdict(list)
-        for line in lines.get("needle", ()):
+        for line in lines.get(self.name, ()):
             cells[line["context_length"], line["depth_percent"]].append(contains(line))
         result = [
-            {"context_length": length, "depth_percent": depth, "score": _mean(scores)}
-            for (length, depth), scores in sorted(cells.items())
+            {"context_length": length, "depth_percent": depth, "score": math.fsum(trials) / len(trials)}
+            for (length, depth), trials in sorted(cells.items())
         ]
         lengths: dict[int, list[float]] = defaultdict(list)
-        for (length, _), scores in sorted(cells.items()):
-            lengths[length] += scores
+        for (length, _), trials in sorted(cells.items()):
+            lengths[length] += trials
         detail = {
-            "by_length": {str(length): _summary(scores) for length, scores in lengths.items()},
-            "overall": _summary([score for scores in cells.values() for score in scores]),
+            "by_length": {str(length): asdict(proportion(trials)) for length, trials in lengths.items()},
+            "overall": asdict(proportion([trial for trials in cells.values() for trial in trials])),
         }
-        return {"result.json": result, "result_detail.json": detail}
+        return {RESULT_FILE: result, DETAIL_FILE: detail}
+
+    @override
+    def columns(self, file: str, results: Mapping[str, Any]) -> dict[str, Score]:
+        """By length in tokens, the mean over depths."""
+        cells: dict[int, list[float]] = defaultdict(list)
+        for cell in results.get(file, ()):
+            cells[cell["context_length"]].append(cell["score"])
+        return {
+            str(length): detailed(math.fsum(scores) / len(scores), results, "by_length", str(length))
+            for length, scores in sorted(cells.items())
+        }
+
+    @override
+    def draw(self, experiments: Sequence[Experiment]) -> Figure | None:
+        from tasks.pictures.needle import draw_needles
+
+        return draw_needles(experiments)
 
 
-class PasskeyRetrieval(NeedleTask):
-    """Landmark attention's passkey test: a pass key in 1 … 50,000 at a random place in `n_garbage` characters."""
-
-    name = "passkey_retrieval"
-
-    def datasets(self, cfg: ExperimentConfig) -> list[str]:
-        return ["passkey_retrieval"]
-
-    def records(self, cfg: ExperimentConfig, dataset: str) -> Iterable[Record]:
-        assert cfg.n_garbage is not None
-        for trial in range(cfg.times):
-            draw = random.Random(f"{cfg.seed}/passkey/{trial}")
-            before = draw.randint(0, cfg.n_garbage)
-            key = str(draw.randint(1, 50_000))
-            yield {
-                "id": str(trial),
-                "depth_percent": 100 * before / cfg.n_garbage,
-                "answer": key,
-                "needle": prompts.passkey_needle(key),
-            }
-
-    def prompt(
-        self, cfg: ExperimentConfig, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
-    ) -> list[int]:
-        assert cfg.n_garbage is not None
-        text = prompts.passkey_prompt(cfg.n_garbage, record["depth_percent"] / 100, record["needle"])
-        return chat_ids(tokenizer, text, mode=cfg.chat, system_prompt=cfg.system_prompt)
-
-    def score(self, cfg: ExperimentConfig | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
-        summary = _summary([contains(line) for line in lines.get("passkey_retrieval", ())])
-        return {"result.json": {"accuracy": summary["score"]}, "result_detail.json": summary}
-
-
-def prompt_lengths(cfg: ExperimentConfig) -> list[int]:
+def prompt_lengths(options: NeedleOptions) -> list[int]:
     """Prompt lengths in tokens. Raises `UserError` if the longest is beyond `max_pe`.
 
     Without `max_k` the longest is what fits `max_pe` together with its answer.
     """
-    room = cfg.max_pe - (cfg.max_new_tokens or MAX_NEW_TOKENS)
-    if cfg.lengths:
-        lengths = sorted({round(1000 * length) for length in cfg.lengths})
+    room = options.max_pe - (options.max_new_tokens or MAX_NEW_TOKENS)
+    if options.lengths:
+        lengths = sorted({round(1000 * length) for length in options.lengths})
     else:
-        longest = room / 1000 if cfg.max_k is None else cfg.max_k
-        steps = math.floor((longest - cfg.min_k) / cfg.gap + 1e-9)  # 1.2 - 0.2 is not 10 times 0.1
-        lengths = [round(1000 * (cfg.min_k + step * cfg.gap)) for step in range(steps + 1)]
-    if not lengths or lengths[-1] > cfg.max_pe:
-        most = lengths[-1] if lengths else round(1000 * cfg.min_k)
+        longest = room / 1000 if options.max_k is None else options.max_k
+        steps = math.floor((longest - options.min_k) / options.gap + 1e-9)  # 1.2 - 0.2 is not 10 times 0.1
+        lengths = [round(1000 * (options.min_k + step * options.gap)) for step in range(steps + 1)]
+    if not lengths or lengths[-1] > options.max_pe:
+        most = lengths[-1] if lengths else round(1000 * options.min_k)
         raise UserError(
-            f"a needle prompt of {most} tokens is beyond max_pe = {cfg.max_pe}; lower max_k (or min_k, lengths), or"
+            f"a needle prompt of {most} tokens is beyond max_pe = {options.max_pe}; lower max_k (or min_k, lengths), or"
             " raise max_pe"
         )
     if lengths[-1] > room:
-        logger.warning("prompts of %d tokens and their answers go beyond max_pe = %d", lengths[-1], cfg.max_pe)
+        logger.warning("prompts of %d tokens and their answers go beyond max_pe = %d", lengths[-1], options.max_pe)
     return lengths
 
 
@@ -154,10 +190,10 @@ def contains(line: Line) -> float:
     return float(str(line["answer"]).casefold() in str(line["pred"]).casefold())
 
 
-def _needle(cfg: ExperimentConfig, seed: str) -> prompts.Needle:
-    kind = cfg.needle
+def _needle(options: NeedleOptions, seed: str) -> prompts.Needle:
+    kind = options.needle
     if kind == "auto":
-        kind = "passkey" if cfg.haystack == "passkey" else "sandwich"
+        kind = "passkey" if options.haystack == "passkey" else "sandwich"
     return prompts.sandwich_needle() if kind == "sandwich" else prompts.passkey_needle(prompts.draw_passkey(seed))
 
 
@@ -166,17 +202,4 @@ def _essays(folder: Path) -> str:
     return prompts.read_essays(folder)
 
 
-def _mean(scores: Sequence[float]) -> float:
-    return math.fsum(scores) / len(scores)
-
-
-def _summary(scores: Sequence[float]) -> dict[str, Any]:
-    """Mean and its standard error (of a proportion) over the trials."""
-    if not scores:
-        return {"score": None, "standard_error": None, "trials": 0}
-    mean = _mean(scores)
-    return {"score": mean, "standard_error": math.sqrt(mean * (1 - mean) / len(scores)), "trials": len(scores)}
-
-
 TASK = NeedleTask()
-PASSKEY_RETRIEVAL = PasskeyRetrieval()

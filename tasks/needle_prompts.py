@@ -58,10 +58,12 @@ class Needle:
 
 
 def passkey_needle(key: str) -> Needle:
+    """Landmark attention's line with a key, which is the answer."""
     return Needle(TASK_DESCRIPTION, PASSKEY_LINE.format(key=key), PASSKEY_QUESTION, key)
 
 
 def sandwich_needle() -> Needle:
+    """The needle-in-a-haystack test's sentence; the answer is its second half."""
     question = f"{SANDWICH_QUESTION} {SANDWICH_INSTRUCTION}"
     return Needle(SANDWICH_INTRODUCTION, SANDWICH_LINE, question, SANDWICH_ANSWER)
 

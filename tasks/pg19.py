@@ -8,7 +8,8 @@ it bounds memory and changes no number, for any method.
 The perplexity at length L (1024, 2048, …, multiples of `step`, up to `max_pe`) is that of the first L tokens: exp of
 the mean of ℓ_1 … ℓ_{L−1}, over the texts that have at least L tokens. `result.json` holds the token-weighted mean: one
 mean over all scored tokens of all texts. `result_detail.json` also holds the paper's number, the mean over texts of
-each text's perplexity, with its standard error.
+each text's perplexity. At one length all texts have as many tokens, so that the token-weighted number is exp of the
+mean of the texts' mean losses; its standard error is that of this mean, times the perplexity (delta method).
 
 Methods whose scale depends on the number of tokens (Dyn-NTK, ChunkLlama) see the whole text's number throughout.
 
@@ -21,13 +22,19 @@ import logging
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.config import ExperimentConfig
+from pydantic import Field
+from typing_extensions import override
+
 from tasks.base import Engine, Line, Record, Task
 from tasks.errors import UserError
+from tasks.options import Options, Positive
+from tasks.results import DETAIL_FILE, RESULT_FILE, Experiment, Score, detailed
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -40,39 +47,77 @@ HUB_REPOSITORY = "emozilla/pg19-test"
 HUB_SPLIT = "test"
 
 
-class PG19(Task):
-    name = "pg19"
-    folder = "pg19/pred"
+class PG19Options(Options):
+    """At which lengths perplexity is measured, and in which memory."""
 
-    def datasets(self, cfg: ExperimentConfig) -> list[str]:
+    may_change: ClassVar[frozenset[str]] = frozenset({"stride"})
+
+    stride: Positive = Field(2000, description="hidden states per logits slice; bounds memory, changes no result")
+    step: Positive = Field(STEP, description="perplexity at every so many tokens")
+
+
+class PG19(Task):
+    """Perplexity of books. One record per book."""
+
+    name: ClassVar[str] = "pg19"
+    label: ClassVar[str] = "PG19"
+    folder: ClassVar[str] = "pg19/pred"
+    prefix: ClassVar[str] = "pg19"
+    Options = PG19Options
+
+    @override
+    def datasets(self) -> list[str]:
         return [DATASET]
 
-    def records(self, cfg: ExperimentConfig, dataset: str) -> Iterable[Record]:
+    @override
+    def records(self, options: PG19Options, dataset: str) -> Iterable[Record]:
         """Texts of `data_dir` (`*.txt`, sorted by name; the id is the file's stem), or of the hub's test split."""
-        if cfg.data_dir is None:
+        folder = options.data_dir
+        if folder is None:
             yield from _hub_records()
             return
-        files = sorted(cfg.data_dir.glob("*.txt")) if cfg.data_dir.is_dir() else []
+        files = sorted(folder.glob("*.txt")) if folder.is_dir() else []
         if not files:
-            raise UserError(f"data_dir {str(cfg.data_dir)!r} has no *.txt files")
+            raise UserError(f"data_dir {str(folder)!r} has no *.txt files")
         for file in files:
             yield {"id": file.stem, "path": file}
 
+    @override
     def prompt(
-        self, cfg: ExperimentConfig, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
+        self, options: PG19Options, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
     ) -> list[int]:
         text = record["text"] if "text" in record else record["path"].read_text(encoding="utf-8", errors="replace")
-        return list(tokenizer(text)["input_ids"])[: cfg.max_pe]
+        return list(tokenizer(text)["input_ids"])[: options.max_pe]
 
-    def predict(self, engine: Engine, dataset: str, record: Record) -> Line:
-        ids = self.prompt(engine.cfg, dataset, record, engine.tokenizer)
+    @override
+    def predict(self, engine: Engine, options: PG19Options, dataset: str, record: Record) -> Line:
+        ids = self.prompt(options, dataset, record, engine.tokenizer)
         if len(ids) < 2:
             raise ValueError("the text has fewer than two tokens; nothing can be scored")
-        sums = cumulative_losses(engine.token_losses(ids).double().tolist(), engine.cfg.step)
+        losses = engine.token_losses(ids, options.stride).double().tolist()
+        sums = cumulative_losses(losses, options.step)
         return {"prefill_len": len(ids), "final_len": len(ids), **sums}
 
-    def score(self, cfg: ExperimentConfig | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
-        return score_lines(lines.get(DATASET, ()), STEP if cfg is None else cfg.step)
+    @override
+    def score(self, options: PG19Options, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
+        return score_lines(lines.get(DATASET, ()), options.step)
+
+    @override
+    def columns(self, file: str, results: Mapping[str, Any]) -> dict[str, Score]:
+        """By length in tokens, the token-weighted perplexity."""
+        values = sorted(results.get(file, {}).items(), key=lambda item: int(item[0]))
+        return {length: detailed(value, results, "steps", length, "perplexity") for length, value in values}
+
+    @override
+    def average(self, scores: Mapping[str, Score]) -> Score | None:
+        """None: every length has the shorter ones within it."""
+        return None
+
+    @override
+    def draw(self, experiments: Sequence[Experiment]) -> Figure | None:
+        from tasks.pictures.perplexity import draw_perplexity
+
+        return draw_perplexity(experiments)
 
 
 def cumulative_losses(losses: Sequence[float], step: int = STEP) -> dict[str, Any]:
@@ -96,21 +141,26 @@ def score_lines(lines: Sequence[Line], step: int = STEP) -> dict[str, Any]:
     steps: dict[str, Any] = {}
     for length in range(step, step * longest + 1, step):
         sums = [line["loss_sums"][str(length)] for line in lines if str(length) in line["loss_sums"]]
-        books = [_exp(total / (length - 1)) for total in sums]
-        result[str(length)] = _exp(math.fsum(sums) / (len(sums) * (length - 1)))
+        means = [total / (length - 1) for total in sums]  # the books' mean losses
+        books = [_exp(mean) for mean in means]
+        perplexity = result[str(length)] = _exp(math.fsum(sums) / (len(sums) * (length - 1)))
+        spread = _standard_error(means)
         steps[str(length)] = {
-            "perplexity": result[str(length)],
-            "mean_of_books": statistics.fmean(books),
-            "standard_error_of_books": statistics.stdev(books) / math.sqrt(len(books)) if len(books) > 1 else None,
-            "books": len(books),
+            "perplexity": asdict(Score(perplexity, None if spread is None else perplexity * spread, len(books))),
+            "mean_of_books": asdict(Score(statistics.fmean(books), _standard_error(books), len(books))),
             "scored_tokens": len(sums) * (length - 1),
         }
     scored = sum(line["scored_tokens"] for line in lines)
     whole = _exp(math.fsum(line["loss_sum"] for line in lines) / scored) if scored else None
     if lines and not result:
         logger.warning("no text has %d tokens, so there is no perplexity at any step", step)
-    detail = {"steps": steps, "whole_texts": {"perplexity": whole, "scored_tokens": scored, "books": len(lines)}}
-    return {"result.json": result, "result_detail.json": detail}
+    whole_texts = {"perplexity": asdict(Score(whole, None, len(lines))), "scored_tokens": scored}
+    return {RESULT_FILE: result, DETAIL_FILE: {"steps": steps, "whole_texts": whole_texts}}
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean; None for fewer than two values."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def _exp(mean_loss: float) -> float:

@@ -39,6 +39,20 @@ def mean_of(scores: Sequence[Score]) -> Score | None:
     return Score(math.fsum(score for score, _ in known) / len(known), stderr, len(known))
 
 
+def detailed(score: float | None, results: Mapping[str, Any], *path: str) -> Score:
+    """A score with the standard error and the count that an experiment's "result_detail.json" has at `path`.
+
+    results: contents of the experiment's result files by name. Both are None where there is no object with the keys
+    of `Score` at `path`: without the file, or in a file of an earlier version.
+    """
+    entry: Any = results.get(DETAIL_FILE)
+    for key in path:
+        entry = entry.get(key) if isinstance(entry, Mapping) else None
+    if isinstance(entry, Mapping) and {"score", "stderr", "count"} <= entry.keys():
+        return Score(score, entry["stderr"], entry["count"])
+    return Score(score)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A scored experiment. What only a run record knows is None for files that another program wrote.

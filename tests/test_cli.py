@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import openpyxl
@@ -15,19 +16,24 @@ import pred
 from pipeline import store
 from pipeline.cli import run_script
 from tasks import get_task
+from tasks.base import Engine, Line, Record, Task
+from tasks.options import Options
 from tests.pipeline.small import WORDS, save_model
+
+Run = Callable[..., tuple[int | str | None, str, str]]
+"""Runs a script with arguments; exit code, stdout, stderr."""
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"pred": pred, "eval": eval_script, "collect_results": collect_results}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
-def place(tmp_path, model, monkeypatch):
+def place(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a needle configuration, a folder of books, and the results beside them."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "books").mkdir()
@@ -42,10 +48,10 @@ def place(tmp_path, model, monkeypatch):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a script in this process; returns exit code, stdout, stderr."""
 
-    def call(script, *arguments):
+    def call(script: str, *arguments: object) -> tuple[int | str | None, str, str]:
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
@@ -56,11 +62,11 @@ def run(monkeypatch, capsys):
     return call
 
 
-def snapshot(folder):
+def snapshot(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_pred_eval_collect_end_to_end(place, run):
+def test_pred_eval_collect_end_to_end(place: Path, run: Run) -> None:
     pg19 = ["task=pg19", f"data_dir='{place / 'books'}'", "max_pe=1500"]
     for method, params in (("dpi", None), ("repro_ntk", "{factor = 24}")):
         for keys in ([], pg19):
@@ -68,19 +74,23 @@ def test_pred_eval_collect_end_to_end(place, run):
             assert run("pred", "--cfg", "needle.toml", *(f"--set={key}" for key in chosen))[0] == 0
     for task in ("needle", "pg19"):
         code, out, _ = run("eval", "--task", task, "--exp", "all")
-        assert code == 0 and "result.json" in out
+        assert code == 0
+        assert "result.json" in out
         code, out, _ = run("collect_results", "--task", task, "--exp", "all")
         assert code == 0
         for name in (f"{task}_dpi.xlsx", f"{task}_repro.xlsx", f"{task}.md", f"{task}.png"):
-            assert (place / "results" / task / "pred" / name).stat().st_size > 0 and name in out
+            assert (place / "results" / task / "pred" / name).stat().st_size > 0
+            assert name in out
         sheet = openpyxl.load_workbook(place / f"results/{task}/pred/{task}_repro.xlsx").active
         assert sheet["A2"].value == "repro_ntk-tiny"
     result = json.loads((place / "results/needle/pred/dpi-tiny/result.json").read_text())
     assert [cell["depth_percent"] for cell in result] == [6.25 * i for i in range(1, 7)]
     result = json.loads((place / "results/pg19/pred/repro_ntk-tiny/result.json").read_text())
-    assert list(result) == ["1024"] and result["1024"] > 1
+    assert list(result) == ["1024"]
+    assert result["1024"] > 1
     code, out, _ = run("collect_results", "--task", "needle", "--exp", "dpi-tiny")
-    assert code == 0 and (place / "results/needle/pred/dpi-tiny/needle.png").exists()
+    assert code == 0
+    assert (place / "results/needle/pred/dpi-tiny/needle.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -90,11 +100,14 @@ def test_pred_eval_collect_end_to_end(place, run):
         ("leval", "le/pred", "leval", "coursera,topic_retrieval_longchat"),
     ],
 )
-def test_longbench_and_leval_end_to_end(place, run, shared_data, task, folder, data, names):
+def test_longbench_and_leval_end_to_end(
+    place: Path, run: Run, shared_data: Path, task: str, folder: str, data: str, names: str
+) -> None:
     keys = [f"task={task}", f"data_dir='{shared_data / data}'", "max_pe=700", "max_new_tokens=2"]
     arguments = ["--cfg", "needle.toml", "--tasks", names, "--limit", "2", *(f"--set={key}" for key in keys)]
     code, out, _ = run("pred", *arguments, "--dry-run")
-    assert code == 0 and all(name in out for name in names.split(","))
+    assert code == 0
+    assert all(name in out for name in names.split(","))
     assert run("pred", *arguments)[0] == 0
     assert run("eval", "--task", task, "--exp", "all")[0] == 0
     assert run("collect_results", "--task", task)[0] == 0
@@ -105,34 +118,38 @@ def test_longbench_and_leval_end_to_end(place, run, shared_data, task, folder, d
         assert (place / "results" / folder / name).stat().st_size > 0
 
 
-def test_eval_all_scores_the_others_when_one_has_nothing_yet(place, run):
+def test_eval_all_scores_the_others_when_one_has_nothing_yet(place: Path, run: Run) -> None:
     assert run("pred", "--cfg", "needle.toml")[0] == 0
     empty = place / "results/needle/pred/aaa"
     empty.mkdir()
     store.write_json(empty / "run.json", {"config": {"task": "needle"}})
-    code, out, err = run("eval", "--task", "needle", "--exp", "all")
-    assert code == 2 and "'results/needle/pred/aaa' has no prediction files" in err
+    code, _out, err = run("eval", "--task", "needle", "--exp", "all")
+    assert code == 2
+    assert "'results/needle/pred/aaa' has no prediction files" in err
     assert (place / "results/needle/pred/dpi-tiny-64-to-256/result.json").exists()
 
 
-def test_results_go_where_they_are_asked_to(place, run):
+def test_results_go_where_they_are_asked_to(place: Path, run: Run) -> None:
     assert run("pred", "--cfg", "needle.toml", "--results", "elsewhere")[0] == 0
     assert run("eval", "--task", "needle", "--exp", "dpi-tiny-64-to-256", "--results", "elsewhere")[0] == 0
     assert (place / "elsewhere/needle/pred/dpi-tiny-64-to-256/result.json").exists()
     assert not (place / "results").exists()
 
 
-def test_a_record_that_fails_is_exit_code_three_until_it_succeeds(place, run, monkeypatch):
+def test_a_record_that_fails_is_exit_code_three_until_it_succeeds(
+    place: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = type(get_task("needle")).predict
 
-    def sometimes(self, engine, dataset, record):
+    def sometimes(self: Task, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
         if record["depth_percent"] == 12.5:
             raise MemoryError("no room")
-        return real(self, engine, dataset, record)
+        return real(self, engine, options, dataset, record)
 
     monkeypatch.setattr(type(get_task("needle")), "predict", sometimes)
     code, _, err = run("pred", "--cfg", "needle.toml")
-    assert code == 3 and "1 records have no prediction" in err
+    assert code == 3
+    assert "1 records have no prediction" in err
     path = place / "results/needle/pred/dpi-tiny-64-to-256/needle.jsonl"
     assert [line.get("error") for line in store.read_lines(path)] == [None, "MemoryError: no room", *[None] * 4]
     monkeypatch.setattr(type(get_task("needle")), "predict", real)
@@ -140,33 +157,41 @@ def test_a_record_that_fails_is_exit_code_three_until_it_succeeds(place, run, mo
     assert not any(store.is_failed(line) for line in store.read_lines(path))
 
 
-def test_going_on_another_configuration_and_overwrite(place, run):
+def test_going_on_another_configuration_and_overwrite(place: Path, run: Run) -> None:
     assert run("pred", "--cfg", "needle.toml")[0] == 0
     before = snapshot(place / "results")
     code, _, err = run("pred", "--cfg", "needle.toml", "--set", "params.local_window=4")
-    assert code == 2 and "params.local_window was 8, is 4" in err
+    assert code == 2
+    assert "params.local_window was 8, is 4" in err
     assert snapshot(place / "results") == before
     assert run("pred", "--cfg", "needle.toml", "--set", "params.local_window=4", "--overwrite")[0] == 0
     assert run("pred", "--cfg", "needle.toml", "--set", "params.local_window=4", "--limit", "8")[0] == 0
     assert len(store.read_lines(place / "results/needle/pred/dpi-tiny-64-to-256/needle.jsonl")) == 8
 
 
-def test_dry_run_loads_no_weights_and_writes_nothing(place, run, monkeypatch):
+def test_dry_run_loads_no_weights_and_writes_nothing(place: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.DPI.dpi.get_model_and_tokenizer", lambda *_, **__: pytest.fail("weights were loaded"))
     code, out, _ = run("pred", "--cfg", "needle.toml", "--dry-run")
     assert code == 0
-    assert "needle" in out and "150" in out and "GiB" in out
+    assert "needle" in out
+    assert "150" in out
+    assert "GiB" in out
     assert not (place / "results").exists()
 
 
-def test_dry_run_of_a_sweep_lists_it_and_only_chooses(place, run):
+def test_dry_run_of_a_sweep_lists_it_and_only_chooses(place: Path, run: Run) -> None:
     code, out, _ = run("pred", "--cfg", ROOT / "expcfg/paper.toml", "--dry-run")
-    assert code == 0 and "336 experiments" in out and "dpi-llama2-7b-4k-to-16k" in out
+    assert code == 0
+    assert "336 experiments" in out
+    assert "dpi-llama2-7b-4k-to-16k" in out
     code, _, err = run("pred", "--cfg", ROOT / "expcfg/paper.toml", "--only", "nothing")
-    assert code == 2 and "matches no experiment" in err
+    assert code == 2
+    assert "matches no experiment" in err
 
 
-def test_a_sweep_runs_and_loads_a_model_once_for_its_benchmarks(place, run, model, monkeypatch):
+def test_a_sweep_runs_and_loads_a_model_once_for_its_benchmarks(
+    place: Path, run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import models.DPI.dpi as dpi
 
     loads = []
@@ -221,7 +246,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES, ids=str)
-def test_a_users_mistake_is_one_line_and_exit_code_two(place, run, case):
+def test_a_users_mistake_is_one_line_and_exit_code_two(place: Path, run: Run, case: str) -> None:
     folder = place / "results/needle/pred/unscored"
     folder.mkdir(parents=True)
     configuration = {"task": "needle", "method": "dpi", "model": "m", "params": {}, "max_pe": 256}
@@ -231,13 +256,16 @@ def test_a_users_mistake_is_one_line_and_exit_code_two(place, run, case):
     code, _, err = run(script, *arguments)
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert code == 2
-    assert len(lines) == 1 and said in lines[0], err
+    assert len(lines) == 1, err
+    assert said in lines[0]
     assert "Traceback" not in err
     assert snapshot(place) == before
 
 
 @pytest.mark.parametrize(("line", "repaired"), [(0, False), (2, False), (5, True)])
-def test_a_torn_file_is_repaired_at_its_end_and_refused_elsewhere(place, run, line, repaired):
+def test_a_torn_file_is_repaired_at_its_end_and_refused_elsewhere(
+    place: Path, run: Run, line: int, repaired: bool
+) -> None:
     assert run("pred", "--cfg", "needle.toml")[0] == 0
     path = place / "results/needle/pred/dpi-tiny-64-to-256/needle.jsonl"
     whole = path.read_bytes()
@@ -246,22 +274,27 @@ def test_a_torn_file_is_repaired_at_its_end_and_refused_elsewhere(place, run, li
     path.write_bytes(b"".join(pieces))
     before = snapshot(place)
     code, _, err = run("eval", "--task", "needle", "--exp", "dpi-tiny-64-to-256")
-    assert code == 2 and f"line {line + 1}" in err and snapshot(place) == before
+    assert code == 2
+    assert f"line {line + 1}" in err
+    assert snapshot(place) == before
     code, _, err = run("pred", "--cfg", "needle.toml")
     if repaired:
-        assert code == 0 and path.read_bytes() == whole
+        assert code == 0
+        assert path.read_bytes() == whole
     else:
-        assert code == 2 and f"line {line + 1}" in err and path.read_bytes() == b"".join(pieces)
+        assert code == 2
+        assert f"line {line + 1}" in err
+        assert path.read_bytes() == b"".join(pieces)
 
 
-def test_as_a_command(place):
+def test_as_a_command(place: Path) -> None:
     """The real process: exit code and nothing but the line on stderr."""
     done = subprocess.run([sys.executable, str(ROOT / "pred.py"), "--cfg", "none.toml"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: cannot read 'none.toml': No such file or directory\n"
 
 
-def test_two_processes_of_torchrun_give_the_files_of_one(place, run):
+def test_two_processes_of_torchrun_give_the_files_of_one(place: Path, run: Run) -> None:
     assert run("pred", "--cfg", "needle.toml", "--results", "one", "--limit", "5")[0] == 0
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -283,16 +316,21 @@ def test_two_processes_of_torchrun_give_the_files_of_one(place, run):
         ("needle", "needle/pred", ["lengths=[0.4, 1.1]", "depths=2", "times=1", "max_new_tokens=8"]),
     ],
 )
-def test_four_benchmarks_on_the_embedded_model(place, run, shared_data, task, folder, keys):
+def test_four_benchmarks_on_the_embedded_model(
+    place: Path, run: Run, shared_data: Path, task: str, folder: str, keys: list[str]
+) -> None:
     data = {"longbench": "longbench/subset", "leval": "leval", "pg19": "books/test", "needle": ""}[task]
     chosen = [f"task={task}", f"data_dir='{shared_data / data}'", "model=tiny", "max_pe=1300", "limit=2", *keys]
     assert run("pred", "--cfg", "needle.toml", *(f"--set={key}" for key in chosen))[0] == 0
     assert run("eval", "--task", task, "--exp", "all")[0] == 0
     assert run("collect_results", "--task", task)[0] == 0
     results = place / "results" / folder
-    assert list(results.glob("*_dpi.xlsx")) and list(results.glob("*.md")) and list(results.glob("*.png"))
+    assert list(results.glob("*_dpi.xlsx"))
+    assert list(results.glob("*.md"))
+    assert list(results.glob("*.png"))
     result = json.loads((results / "dpi-tiny-64-to-256/result.json").read_text())
     if task == "needle":
         assert [cell["score"] for cell in result] == [1.0, 1.0]  # two records within the window
     if task == "pg19":
-        assert set(result) == {"512", "1024"} and all(1 < value < 200 for value in result.values())
+        assert set(result) == {"512", "1024"}
+        assert all(1 < value < 200 for value in result.values())

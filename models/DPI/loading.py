@@ -88,14 +88,24 @@ def resolve(model_name: str) -> Source:
     return Source(model_name)
 
 
-def _device(device: torch.device | str | None) -> torch.device:
-    """The GPU if there is one and nothing is asked for."""
+def default_dtype(device: torch.device | str | None) -> torch.dtype:
+    """What a model on that device has where nothing else is asked for. device: as `load` takes it."""
+    return torch.bfloat16 if _named_device(device).type == "cuda" else torch.float32
+
+
+def _named_device(device: torch.device | str | None) -> torch.device:
+    """The device that is meant: the GPU if there is one and nothing is asked for."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        return torch.device(device)
     except RuntimeError:
         raise ValueError(f"device is {device!r}; it must be cpu, cuda, cuda:0, ... or mps") from None
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    """The device that is meant, which must be there."""
+    found = _named_device(device)
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device is {device!r}, but this machine has {torch.cuda.device_count()} CUDA devices")
     return found
@@ -103,7 +113,7 @@ def _device(device: torch.device | str | None) -> torch.device:
 
 def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
     if dtype is None:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return default_dtype(device)
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in DTYPES:

@@ -1,30 +1,39 @@
-"""A score in percent with its standard error."""
+"""Scores with their standard errors, made from the records' marks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from tasks.metrics.bootstrap import bootstrap_stderr
+from tasks.results import Score, mean_of
 
 
-def summarise(values: Sequence[float]) -> dict[str, Any]:
-    """Mean of scores in [0, 1] as percent, its bootstrap standard error (None for one record) and their number."""
+def summarise(values: Sequence[float]) -> Score:
+    """Mean of marks in [0, 1] as percent, with its bootstrap standard error."""
+    if not values:
+        return Score(None, None, 0)
     stderr = bootstrap_stderr(values)
-    return {
-        "score": round(100 * sum(values) / len(values), 4),
-        "stderr": None if stderr is None else round(100 * stderr, 4),
-        "records": len(values),
-    }
+    return rounded(Score(100 * sum(values) / len(values), None if stderr is None else 100 * stderr, len(values)))
 
 
-def average(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Unweighted mean over data sets, and its standard error where every data set has one (they are independent)."""
-    errors = [summary["stderr"] for summary in summaries]
-    known = [error for error in errors if error is not None]
-    return {
-        "score": round(sum(summary["score"] for summary in summaries) / len(summaries), 4),
-        "stderr": round(math.hypot(*known) / len(known), 4) if len(known) == len(errors) else None,
-        "datasets": len(summaries),
-    }
+def proportion(trials: Sequence[float]) -> Score:
+    """Mean of trials that are 0 or 1, with the standard error of a proportion."""
+    if not trials:
+        return Score(None, None, 0)
+    mean, count = math.fsum(trials) / len(trials), len(trials)
+    return Score(mean, math.sqrt(mean * (1 - mean) / count) if count > 1 else None, count)
+
+
+def average(scores: Sequence[Score]) -> Score:
+    """The unweighted mean over data sets, `tasks.results.mean_of`, rounded."""
+    return rounded(mean_of(scores) or Score(None, None, 0))
+
+
+def rounded(score: Score) -> Score:
+    """With the four decimals that result files hold."""
+    return Score(_four_decimals(score.score), _four_decimals(score.stderr), score.count)
+
+
+def _four_decimals(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from models.DPI.methods import METHODS
+from tasks.results import Experiment
 
 LINE_STYLES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 DASHES = (0, (4, 2))
@@ -57,11 +58,16 @@ def mark_window(axis: Axes, window: float, *, label: str | None = None, top: boo
     """A dashed line at x = W, with its name beside its end."""
     axis.axvline(window, color=WINDOW_COLOUR, linewidth=1.2, linestyle=DASHES, zorder=1)
     axis.annotate(
-        f"W = {window:,g}" if label is None else label, (window, 1 if top else 0),
+        f"W = {window:,.15g}" if label is None else label, (window, 1 if top else 0),
         xycoords=("data", "axes fraction"), xytext=(3, -9 if top else 5), textcoords="offset points",
         fontsize=8, color=WINDOW_COLOUR,
         bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
     )  # fmt: skip
+
+
+def title_of(experiment: Experiment, separator: str = "\n") -> str:
+    """The experiment's name, with its status behind it where something is missing."""
+    return f"{experiment.name}{separator}({experiment.status})" if experiment.needs_mark else experiment.name
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -5,15 +5,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
-from pipeline.config import ExperimentConfig
 from tasks.base import Engine, Line, Record, Task
+from tasks.options import Options
+from tasks.results import Score
 
 
 class FakeTask(Task):
     """Numbers 0 … count − 1 in each data set; a prediction is the square. `broken` ids raise."""
 
     name = "needle"
+    label = "Squares"
     folder = "needle/pred"
+    prefix = "squares"
 
     def __init__(self, count: int = 5, broken: Sequence[str] = (), seconds: float = 0.0) -> None:
         self.count = count
@@ -21,27 +24,34 @@ class FakeTask(Task):
         self.seconds = seconds
         self.predicted: list[str] = []
 
-    def datasets(self, cfg: ExperimentConfig) -> list[str]:
+    def datasets(self) -> list[str]:
         return ["one", "two"]
 
-    def known_datasets(self, cfg: ExperimentConfig) -> list[str]:
+    def known_datasets(self) -> list[str]:
         return ["one", "two", "three"]
 
-    def records(self, cfg: ExperimentConfig, dataset: str) -> Iterable[Record]:
+    def records(self, options: Options, dataset: str) -> Iterable[Record]:
         return ({"id": str(number), "number": number} for number in range(self.count))
 
-    def prompt(self, cfg: ExperimentConfig, dataset: str, record: Record, tokenizer: Any) -> list[int]:
+    def prompt(self, options: Options, dataset: str, record: Record, tokenizer: Any) -> list[int]:
         return [1] * record["number"]
 
-    def predict(self, engine: Engine, dataset: str, record: Record) -> Line:
+    def predict(self, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
         time.sleep(self.seconds)
         self.predicted.append(f"{dataset}/{record['id']}")
         if record["id"] in self.broken:
             raise RuntimeError("out of memory")
         return {"pred": record["number"] ** 2, "prefill_len": 3, "final_len": 4}
 
-    def score(self, cfg: ExperimentConfig | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
+    def score(self, options: Options | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
         return {"result.json": {name: float(sum(line["pred"] for line in found)) for name, found in lines.items()}}
+
+    def columns(self, file: str, results: Mapping[str, Any]) -> dict[str, Score]:
+        """Of a number, or of an object with the keys of `Score`."""
+        return {
+            name: Score(**value) if isinstance(value, Mapping) else Score(value)
+            for name, value in results[file].items()
+        }
 
 
 class FakeWorkers:

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pipeline.config import ExperimentConfig
+from pipeline.config import ExperimentConfig, build_config
 from tasks import needle_prompts as prompts
 
 WORDS = " ".join(
@@ -24,7 +24,24 @@ WORDS = " ".join(
 def config(**keys: object) -> ExperimentConfig:
     """A valid configuration with some keys changed."""
     base = {"model": "m", "exp_name": "some-4k-to-8k", "method": "repro_original", "task": "needle", "max_pe": 8192}
-    return ExperimentConfig.model_validate({**base, **keys})
+    return build_config({**base, **keys}, "small")
+
+
+OLD_OPTIONS = {
+    "max_pe": 8192, "ori_max_position_embeddings": None, "data_dir": None, "seed": 42, "system_prompt": None,
+    "chat": "auto", "max_new_tokens": None, "stride": 2000, "step": 1024, "times": 20, "min_k": 1.0, "max_k": None,
+    "gap": 4.0, "haystack": "passkey", "needle": "auto", "lengths": [], "depths": 16, "n_garbage": None,
+}  # fmt: skip
+"""Run records of version 0.1 hold every benchmark's keys, whichever it is."""
+
+
+def old_run_config(**keys: object) -> dict[str, object]:
+    """What `config` makes, as a run record of version 0.1 has it."""
+    return {
+        "model": "m", "exp_name": "some-4k-to-8k", "method": "repro_original", "params": {}, "task": "needle",
+        "test": False, "tasks": [], "limit": None, **OLD_OPTIONS, "dtype": None, "device": None, "attn_impl": "auto",
+        "device_map": None, "tp_plan": None, **keys,
+    }  # fmt: skip
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:

@@ -7,15 +7,19 @@ from pipeline.distributed import Workers
     ("tensor_parallel", "share", "writes"),
     [(False, (3, 4), True), (True, (0, 1), False)],
 )
-def test_shares_of_the_records(monkeypatch, tensor_parallel, share, writes):
+def test_shares_of_the_records(
+    monkeypatch: pytest.MonkeyPatch, tensor_parallel: bool, share: tuple[int, int], writes: bool
+) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")
     workers = Workers(tensor_parallel=tensor_parallel)
     assert (workers.index, workers.count) == share
-    assert workers.writes is writes and not workers.is_main and workers.processes == 4
+    assert workers.writes is writes
+    assert not workers.is_main
+    assert workers.processes == 4
 
 
-def test_a_process_alone(monkeypatch):
+def test_a_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with Workers(tensor_parallel=True) as workers:
@@ -24,7 +28,7 @@ def test_a_process_alone(monkeypatch):
     assert workers.device() is None
 
 
-def test_each_process_of_a_machine_has_its_own_gpu(monkeypatch):
+def test_each_process_of_a_machine_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "13")
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_RANK", "5")

@@ -1,18 +1,21 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from pipeline.engine import ModelEngine, end_token_ids
-from tests.pipeline.small import config, tiny_model, word_tokenizer
+from tests.pipeline.small import tiny_model, word_tokenizer
 
 PROMPT = "The grass is green . The sky is blue ."
 
 
 @pytest.fixture
-def engine():
-    return ModelEngine(config(), tiny_model(), word_tokenizer())
+def engine() -> ModelEngine:
+    return ModelEngine(tiny_model(), word_tokenizer())
 
 
-def greedy(model, ids, count, stop):
+def greedy(model: LlamaForCausalLM, ids: Sequence[int], count: int, stop: set[int]) -> list[int]:
     """Greedy decoding by hand: a whole forward pass a token."""
     ids = list(ids)
     for _ in range(count):
@@ -23,7 +26,7 @@ def greedy(model, ids, count, stop):
     return ids
 
 
-def test_generation_is_greedy_and_counted(engine):
+def test_generation_is_greedy_and_counted(engine: ModelEngine) -> None:
     ids = engine.tokenizer(PROMPT)["input_ids"]
     expected = greedy(engine.model, ids, 7, stop={2})
     generation = engine.generate(PROMPT, 7)
@@ -32,7 +35,7 @@ def test_generation_is_greedy_and_counted(engine):
     assert engine.generate(ids, 7) == generation
 
 
-def test_stop_tokens_end_the_text(engine):
+def test_stop_tokens_end_the_text(engine: ModelEngine) -> None:
     ids = engine.tokenizer(PROMPT)["input_ids"]
     third = greedy(engine.model, ids, 3, stop=set())[-1]
     expected = greedy(engine.model, ids, 20, stop={third, 2})
@@ -40,20 +43,21 @@ def test_stop_tokens_end_the_text(engine):
     assert generation.total_tokens == len(expected) < len(ids) + 20
 
 
-def test_min_new_tokens_hold_the_end_back(engine):
+def test_min_new_tokens_hold_the_end_back(engine: ModelEngine) -> None:
     ids = engine.tokenizer(PROMPT)["input_ids"]
     first = greedy(engine.model, ids, 1, stop=set())[-1]
     assert engine.generate(ids, 5, stop_token_ids=[first]).new_tokens == 1
     assert engine.generate(ids, 5, stop_token_ids=[first], min_new_tokens=3).new_tokens >= 3
 
 
-def test_losses_have_one_entry_less_than_tokens(engine):
-    losses = engine.token_losses(engine.tokenizer(PROMPT)["input_ids"])
+def test_losses_have_one_entry_less_than_tokens(engine: ModelEngine) -> None:
+    losses = engine.token_losses(engine.tokenizer(PROMPT)["input_ids"], 4)
     assert losses.shape == (len(engine.tokenizer(PROMPT)["input_ids"]) - 1,)
-    assert losses.dtype == torch.float32 and losses.device.type == "cpu"
+    assert losses.dtype == torch.float32
+    assert losses.device.type == "cpu"
 
 
-def test_end_tokens_come_from_tokenizer_and_generation_configuration():
+def test_end_tokens_come_from_tokenizer_and_generation_configuration() -> None:
     model, tokenizer = tiny_model(), word_tokenizer()
     model.generation_config.eos_token_id = [5, 2]
     assert end_token_ids(model, tokenizer) == [2, 5]

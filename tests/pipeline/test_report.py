@@ -1,17 +1,37 @@
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
-from pipeline import figures, report, store
+from models.DPI.methods import METHODS
+from pipeline import report, store
 from tasks import get_task
+from tasks.base import Task
 from tasks.errors import UserError
+from tasks.pictures.style import style_of
+from tasks.results import Experiment
+from tests.pipeline.fake_task import FakeTask
 
 NEEDLE, PG19, LONGBENCH = get_task("needle"), get_task("pg19"), get_task("longbench")
 
 
-def experiment(root, task, name, method, results, *, window=4096, expected=2, predicted=2, params=None, limited=False):
+def experiment(
+    root: Path,
+    task: Task,
+    name: str,
+    method: str,
+    results: dict[str, Any],
+    *,
+    window: int = 4096,
+    expected: int = 2,
+    predicted: int = 2,
+    params: dict[str, Any] | None = None,
+    limited: bool = False,
+) -> Path:
     folder = root / task.folder / name
     folder.mkdir(parents=True)
     config = {"task": task.name, "method": method, "model": "some/model", "max_pe": 16384, "params": params or {}}
@@ -23,7 +43,7 @@ def experiment(root, task, name, method, results, *, window=4096, expected=2, pr
     return folder
 
 
-def cells(score):
+def cells(score: Callable[[int, float], float]) -> list[dict[str, Any]]:
     return [
         {"context_length": length, "depth_percent": depth, "score": score(length, depth)}
         for length in (1000, 9000)
@@ -31,12 +51,12 @@ def cells(score):
     ]
 
 
-def collect(root, task):
+def collect(root: Path, task: Task) -> dict[str, Path]:
     folders = store.list_experiments(root, task)
     return {path.name: path for path in report.collect(folders, task, root / task.folder)}
 
 
-def test_excel_splits_ours_from_the_others_and_holds_parameters(tmp_path):
+def test_excel_splits_ours_from_the_others_and_holds_parameters(tmp_path: Path) -> None:
     experiment(tmp_path, PG19, "dpi-x", "dpi", {"result.json": {"1024": 11.0, "2048": 12.5}}, params={"chunk_coe": 3})
     experiment(tmp_path, PG19, "yarn-x", "repro_yarn", {"result.json": {"1024": 13.0}}, params={"factor": 2})
     written = collect(tmp_path, PG19)
@@ -48,11 +68,12 @@ def test_excel_splits_ours_from_the_others_and_holds_parameters(tmp_path):
             "status": "complete", "chunk_coe": 3, "1024": 11, "2048": 12.5,
         }
     ]  # fmt: skip
-    assert list(others["experiment"]) == ["yarn-x"] and list(others["factor"]) == [2]
+    assert list(others["experiment"]) == ["yarn-x"]
+    assert list(others["factor"]) == [2]
     assert others["2048"].isna().all()
 
 
-def test_longbench_has_a_sheet_for_each_result_and_an_average(tmp_path):
+def test_longbench_has_a_sheet_for_each_result_and_an_average(tmp_path: Path) -> None:
     results = {"result.json": {"qasper": 10.0, "lcc": 20.0}, "result_o.json": {"qasper": 4.0, "lcc": None}}
     experiment(tmp_path, LONGBENCH, "dpi-x", "dpi", results)
     sheets = pd.read_excel(collect(tmp_path, LONGBENCH)["lb_dpi.xlsx"], sheet_name=None)
@@ -61,7 +82,7 @@ def test_longbench_has_a_sheet_for_each_result_and_an_average(tmp_path):
     assert sheets["result_o"]["average"].item() == 4
 
 
-def test_foreign_experiments_are_collected_by_name(tmp_path):
+def test_foreign_experiments_are_collected_by_name(tmp_path: Path) -> None:
     for name in ("llama2-7b-chat-4k", "dpi-other"):
         folder = tmp_path / LONGBENCH.folder / name
         folder.mkdir(parents=True)
@@ -73,6 +94,49 @@ def test_foreign_experiments_are_collected_by_name(tmp_path):
     assert list(pd.read_excel(written["lb_repro.xlsx"])["experiment"]) == ["llama2-7b-chat-4k"]
 
 
+SQUARES = FakeTask()
+
+
+def test_standard_errors_stand_behind_their_scores_where_any_is_known(tmp_path: Path) -> None:
+    known = {"a": {"score": 41.256, "stderr": 0.804}, "b": 7.0}
+    experiment(tmp_path, SQUARES, "dpi-x", "dpi", {"result.json": known})
+    experiment(tmp_path, SQUARES, "dpi-y", "dpi", {"result.json": {"a": 3.0, "b": 5.0}})
+    written = collect(tmp_path, SQUARES)
+    frame = pd.read_excel(written["squares_dpi.xlsx"])
+    assert list(frame.columns)[6:] == ["a", "a ±", "b", "average"]
+    assert frame["a ±"].tolist() == pytest.approx([0.804, float("nan")], nan_ok=True)
+    assert frame["average"].tolist() == pytest.approx([24.128, 4])
+    assert "±" not in str(list(pd.read_excel(written["squares_repro.xlsx"]).columns))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in written["squares.md"].read_text().splitlines()]
+    assert rows[0] == []
+    assert rows[2] == ["experiment", "method", "model", "window", "target", "status", "a", "b", "average"]
+    assert rows[4][3:] == ["4096", "16384", "complete", "41.26 ± 0.80", "7", "24.13"]
+    assert rows[5][3:] == ["4096", "16384", "complete", "3", "5", "4"]
+
+
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_a_table_is_written_whole_or_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    folder = experiment(tmp_path, SQUARES, "dpi-x", "dpi", {"result.json": {"a": 1.0}})
+    tables = [path for path in collect(tmp_path, SQUARES).values() if path.suffix != ".png"]
+    before = {path: path.read_bytes() for path in tables}
+    names = {path.name for path in tables[0].parent.iterdir()}
+    store.write_json(folder / "result.json", {"a": 2.0, "b": 3.0})
+    synced: list[int] = []
+
+    def full_disk(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) > broken:
+            raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        collect(tmp_path, SQUARES)
+    assert [path.read_bytes() == before[path] for path in tables] == [n >= broken for n in range(3)]
+    assert {path.name for path in tables[0].parent.iterdir()} == names
+
+
 @pytest.mark.parametrize(
     ("options", "status"),
     [
@@ -81,22 +145,22 @@ def test_foreign_experiments_are_collected_by_name(tmp_path):
         ({"limited": True}, "limited"),
     ],
 )
-def test_incomplete_runs_are_marked_everywhere(tmp_path, options, status):
+def test_incomplete_runs_are_marked_everywhere(tmp_path: Path, options: dict[str, Any], status: str) -> None:
     experiment(tmp_path, NEEDLE, "dpi-x", "dpi", {"result.json": cells(lambda *_: 0.5)}, **options)
     written = collect(tmp_path, NEEDLE)
     assert list(pd.read_excel(written["needle_dpi.xlsx"])["status"]) == [status]
     assert status in written["needle.md"].read_text()
-    figure = figures.needle_heatmaps([report.read_experiment(tmp_path / "needle/pred/dpi-x", NEEDLE)])
+    figure = drawn(NEEDLE, [report.read_experiment(tmp_path / "needle/pred/dpi-x", NEEDLE)])
     assert ("(" in figure.axes[0].get_title()) == (status != "complete")
 
 
-def test_a_score_older_than_the_predictions_is_marked(tmp_path):
+def test_a_score_older_than_the_predictions_is_marked(tmp_path: Path) -> None:
     results = {"result.json": cells(lambda *_: 0.5), "result_detail.json": {"run": {"predicted": 1}}}
     folder = experiment(tmp_path, NEEDLE, "dpi-x", "dpi", results)
     assert report.read_experiment(folder, NEEDLE).status == "scored at 1"
 
 
-def test_an_unscored_run_is_listed_and_nothing_scored_is_an_error(tmp_path):
+def test_an_unscored_run_is_listed_and_nothing_scored_is_an_error(tmp_path: Path) -> None:
     experiment(tmp_path, NEEDLE, "dpi-x", "dpi", {})
     with pytest.raises(UserError, match=r"eval\.py --task needle"):
         collect(tmp_path, NEEDLE)
@@ -105,70 +169,74 @@ def test_an_unscored_run_is_listed_and_nothing_scored_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("result", "columns"),
+    ("task", "result", "columns"),
     [
-        ({"b": 1.5, "a": 2}, {"b": 1.5, "a": 2}),
-        ({"tpo": {"LEval_score": 60.0, "exact_match": 1}}, {"tpo": 60.0}),
-        ({"lcc": {"0-4k": 1.0, "8k+": 2.0}}, {"lcc 0-4k": 1.0, "lcc 8k+": 2.0}),
-        (cells(lambda length, depth: float(depth == 50.0) * (length == 1000)), {"1000": 0.5, "9000": 0.0}),
+        ("longbench", {"b": 1.5, "a": 2}, {"b": 1.5, "a": 2}),
+        ("leval", {"tpo": {"LEval_score": 60.0, "exact_match": 1}}, {"tpo": 60.0}),
+        ("longbench_e", {"lcc": {"0-4k": 1.0, "8k+": 2.0}}, {"lcc 0-4k": 1.0, "lcc 8k+": 2.0}),
+        ("needle", cells(lambda length, depth: float(depth == 50.0) * (length == 1000)), {"1000": 0.5, "9000": 0.0}),
     ],
 )
-def test_flatten(result, columns):
-    assert report.flatten(result) == columns
+def test_columns_of_a_result(tmp_path: Path, task: str, result: Any, columns: dict[str, float]) -> None:
+    folder = experiment(tmp_path, get_task(task), "dpi-x", "dpi", {"result.json": result})
+    scores = report.read_experiment(folder, get_task(task)).scores["result.json"]
+    assert {name: score.score for name, score in scores.items()} == columns
 
 
-def test_lengths_are_columns_in_numerical_order(tmp_path):
+def test_lengths_are_columns_in_numerical_order(tmp_path: Path) -> None:
     experiment(tmp_path, PG19, "dpi-x", "dpi", {"result.json": {"1024": 1.0, "10240": 2.0, "2048": 3.0}})
     frame = pd.read_excel(collect(tmp_path, PG19)["pg19_dpi.xlsx"])
     assert list(frame.columns)[-3:] == ["1024", "2048", "10240"]
 
 
-def test_one_colour_and_marker_a_method():
-    assert (
-        len({style[1] for style in figures.STYLES.values()})
-        == len({style[2] for style in figures.STYLES.values()})
-        == 7
-    )
-    assert figures.style_of("repro_yarn") == figures.STYLES["repro_yarn"]
-    assert figures.style_of(None)[1] not in {style[1] for style in figures.STYLES.values()}
+def test_one_colour_and_marker_a_method() -> None:
+    styles = [style_of(name) for name in METHODS]
+    assert len({style.colour for style in styles}) == len({style.marker for style in styles}) == 7
+    assert style_of("repro_yarn").label == METHODS["repro_yarn"].label
+    assert style_of(None).colour not in {style.colour for style in styles}
 
 
-def read(root, task):
+def drawn(task: Task, experiments: list[Experiment]) -> Figure:
+    figure = task.draw(experiments)
+    assert figure is not None
+    return figure
+
+
+def read(root: Path, task: Task) -> list[Experiment]:
     return [report.read_experiment(folder, task) for folder in store.list_experiments(root, task)]
 
 
-def test_heatmaps_show_the_scores_on_one_scale_with_gaps_and_window(tmp_path):
+def test_heatmaps_show_the_scores_on_one_scale_with_gaps_and_window(tmp_path: Path) -> None:
     experiment(
         tmp_path, NEEDLE, "dpi-x", "dpi", {"result.json": cells(lambda length, depth: length / 10_000 + depth / 1000)}
     )
     experiment(tmp_path, NEEDLE, "yarn-x", "repro_yarn", {"result.json": cells(lambda *_: 0.25)[:1]}, window=512)
-    first, second = figures.needle_heatmaps(read(tmp_path, NEEDLE)).axes[:2]
+    first, second = drawn(NEEDLE, read(tmp_path, NEEDLE)).axes[:2]
     values = first.images[0].get_array()
-    assert values[0].tolist() == pytest.approx([0.15, 0.95]) and values[1].tolist() == pytest.approx([0.2, 1.0])
+    assert values[0].tolist() == pytest.approx([0.15, 0.95])
+    assert values[1].tolist() == pytest.approx([0.2, 1.0])
     assert second.images[0].get_array().mask.tolist() == [[False, True], [True, True]]
     assert first.get_ylim() == second.get_ylim() == (1.5, -0.5), "all panels have all depths"
     assert first.images[0].get_clim() == second.images[0].get_clim() == (0, 1)
     # Lengths 1000 and 9000, window 4096: between the first cell and the second.
     assert {tuple(line.get_xdata()) for line in first.lines} == {(0.5, 0.5)}
     assert [text.get_text() for text in first.texts] == ["W = 4,096"]
-    plt.close("all")
 
 
-def test_curves_have_their_methods_colour_and_the_window(tmp_path):
+def test_curves_have_their_methods_colour_and_the_window(tmp_path: Path) -> None:
     experiment(tmp_path, PG19, "dpi-x", "dpi", {"result.json": {"1024": 11.0, "2048": 12.0}})
     experiment(tmp_path, PG19, "dpi-y", "dpi", {"result.json": {"1024": 11.5}})
     experiment(tmp_path, PG19, "se-x", "repro_se", {"result.json": {"1024": 13.0}}, window=2048)
-    panels = figures.perplexity_curves(read(tmp_path, PG19)).axes
+    panels = drawn(PG19, read(tmp_path, PG19)).axes
     by_window = {axis.texts[0].get_text(): axis for axis in panels}
     assert set(by_window) == {"W = 4,096", "W = 2,048"}
     lines = {line.get_label(): line for line in by_window["W = 4,096"].lines}
     assert lines["dpi-x"].get_xydata().tolist() == [[1024, 11], [2048, 12]]
-    assert lines["dpi-x"].get_color() == lines["dpi-y"].get_color() == figures.STYLES["dpi"][1]
+    assert lines["dpi-x"].get_color() == lines["dpi-y"].get_color() == METHODS["dpi"].colour
     assert lines["dpi-x"].get_linestyle() != lines["dpi-y"].get_linestyle()
     assert any(tuple(line.get_xdata()) == (4096, 4096) for line in by_window["W = 4,096"].lines)
-    plt.close("all")
 
 
-def test_perplexities_of_nothing_are_no_picture(tmp_path):
+def test_perplexities_of_nothing_are_no_picture(tmp_path: Path) -> None:
     experiment(tmp_path, PG19, "dpi-x", "dpi", {"result.json": {}})
     assert "pg19.png" not in collect(tmp_path, PG19)

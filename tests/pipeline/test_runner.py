@@ -5,38 +5,52 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterable
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tqdm import tqdm
 
 from pipeline import store
+from pipeline.config import ExperimentConfig
 from pipeline.experiment import run_experiment
 from pipeline.runner import Outcome, _pending, run_records, select_datasets, select_records
+from tasks import get_task
+from tasks.base import Engine, Line, Record
 from tasks.errors import UserError
+from tasks.options import Options
 from tests.pipeline.fake_task import FakeTask, FakeWorkers
-from tests.pipeline.small import config
+from tests.pipeline.small import config, old_run_config
 
 FORK = multiprocessing.get_context("fork")
 
 
-def run(task, folder, cfg=None, workers=None, engine=object):
+def run(
+    task: FakeTask,
+    folder: Path,
+    cfg: ExperimentConfig | None = None,
+    workers: FakeWorkers | None = None,
+    engine: Callable[[], Any] = object,
+) -> dict[str, Outcome]:
     cfg = cfg or config()
     records = {name: select_records(task, cfg, name) for name in select_datasets(task, cfg)}
-    return run_records(task, engine, folder, records, workers or FakeWorkers())
+    return run_records(task, cfg.options, engine, folder, records, workers or FakeWorkers())
 
 
-def predictions(folder, dataset="one"):
+def predictions(folder: Path, dataset: str = "one") -> list[tuple[str, int | None]]:
     return [(line["id"], line.get("pred")) for line in store.read_lines(folder / f"{dataset}.jsonl")]
 
 
-def test_a_run_writes_every_record_in_order(tmp_path):
+def test_a_run_writes_every_record_in_order(tmp_path: Path) -> None:
     outcomes = run(FakeTask(), tmp_path)
     assert outcomes == {"one": Outcome(5, 0, 0), "two": Outcome(5, 0, 0)}
     for dataset in ("one", "two"):
         assert predictions(tmp_path, dataset) == [(str(n), n * n) for n in range(5)]
 
 
-def test_a_second_run_does_nothing_and_loads_no_model(tmp_path):
+def test_a_second_run_does_nothing_and_loads_no_model(tmp_path: Path) -> None:
     run(FakeTask(), tmp_path)
     before = (tmp_path / "one.jsonl").read_bytes()
     task = FakeTask()
@@ -45,7 +59,7 @@ def test_a_second_run_does_nothing_and_loads_no_model(tmp_path):
     assert (tmp_path / "one.jsonl").read_bytes() == before
 
 
-def test_failed_records_are_written_down_and_only_they_run_again(tmp_path):
+def test_failed_records_are_written_down_and_only_they_run_again(tmp_path: Path) -> None:
     outcomes = run(FakeTask(broken=["1", "3"]), tmp_path)
     assert outcomes["one"] == Outcome(5, 2, 0)
     line = store.read_lines(tmp_path / "one.jsonl")[1]
@@ -59,16 +73,16 @@ def test_failed_records_are_written_down_and_only_they_run_again(tmp_path):
     assert predictions(tmp_path) == [(str(n), n * n) for n in range(5)]
 
 
-def test_a_users_mistake_inside_a_record_ends_the_run(tmp_path):
+def test_a_users_mistake_inside_a_record_ends_the_run(tmp_path: Path) -> None:
     class Mistaken(FakeTask):
-        def predict(self, engine, dataset, record):
+        def predict(self, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
             raise UserError("no such folder")
 
     with pytest.raises(UserError, match="no such folder"):
         run(Mistaken(), tmp_path)
 
 
-def test_limit_test_and_tasks_choose_records(tmp_path):
+def test_limit_test_and_tasks_choose_records(tmp_path: Path) -> None:
     task = FakeTask()
     assert [r["id"] for r in select_records(task, config(limit=2), "one")] == ["0", "1"]
     assert select_datasets(task, config(tasks=["three", "one", "three"])) == ["three", "one"]
@@ -80,7 +94,7 @@ def test_limit_test_and_tasks_choose_records(tmp_path):
         select_records(FakeTask(count=0), config(), "one")
 
 
-def test_a_larger_limit_goes_on_and_a_smaller_one_keeps_what_is_there(tmp_path):
+def test_a_larger_limit_goes_on_and_a_smaller_one_keeps_what_is_there(tmp_path: Path) -> None:
     run(FakeTask(), tmp_path, config(limit=2))
     task = FakeTask()
     run(task, tmp_path, config(limit=4))
@@ -89,22 +103,22 @@ def test_a_larger_limit_goes_on_and_a_smaller_one_keeps_what_is_there(tmp_path):
     assert [identity for identity, _ in predictions(tmp_path)] == ["0", "1", "2", "3"]
 
 
-def test_records_with_equal_ids_are_a_bug_that_shows(tmp_path):
+def test_records_with_equal_ids_are_a_bug_that_shows(tmp_path: Path) -> None:
     class Twice(FakeTask):
-        def records(self, cfg, dataset):
+        def records(self, options: Options, dataset: str) -> Iterable[Record]:
             return [{"id": "a"}, {"id": "a"}]
 
     with pytest.raises(ValueError, match="share an id"):
         select_records(Twice(), config(), "one")
 
 
-def run_in_child(task, folder, workers):
+def run_in_child(task: FakeTask, folder: Path, workers: FakeWorkers) -> None:
     # tqdm's own lock is shared with forked children; one that is killed while holding it would stop all others.
     tqdm.set_lock(threading.RLock())
     run(task, folder, workers=workers)
 
 
-def start(task, folder, count):
+def start(task: FakeTask, folder: Path, count: int) -> list[ForkProcess]:
     barrier = FORK.Barrier(count) if count > 1 else None
     children = []
     for rank in range(count):
@@ -115,7 +129,7 @@ def start(task, folder, count):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_killed_at_random_moments_every_record_ends_up_once(tmp_path, count):
+def test_killed_at_random_moments_every_record_ends_up_once(tmp_path: Path, count: int) -> None:
     """SIGKILL twenty times, then a last run that may finish."""
     records = 60
     task = FakeTask(count=records, seconds=0.01 * count)
@@ -137,14 +151,14 @@ def test_killed_at_random_moments_every_record_ends_up_once(tmp_path, count):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.jsonl", "two.jsonl"]
 
 
-def test_processes_share_the_records_out_without_overlap(tmp_path):
+def test_processes_share_the_records_out_without_overlap(tmp_path: Path) -> None:
     wanted = [{"id": str(number)} for number in range(7)]
     (tmp_path / "one.jsonl").write_text('{"id": "4"}\n')
     shares = [[r["id"] for r in _pending(tmp_path, "one", wanted, FakeWorkers(rank, 3))] for rank in range(3)]
     assert shares == [["0", "3", "6"], ["1"], ["2", "5"]]
 
 
-def test_two_processes_give_the_file_of_one(tmp_path):
+def test_two_processes_give_the_file_of_one(tmp_path: Path) -> None:
     single, double = tmp_path / "single", tmp_path / "double"
     single.mkdir()
     double.mkdir()
@@ -154,7 +168,7 @@ def test_two_processes_give_the_file_of_one(tmp_path):
     assert (double / "one.jsonl").read_bytes() == (single / "one.jsonl").read_bytes()
 
 
-def test_another_number_of_processes_goes_on(tmp_path):
+def test_another_number_of_processes_goes_on(tmp_path: Path) -> None:
     run(FakeTask(count=7, broken=["2"]), tmp_path)
     for child in start(FakeTask(count=9), tmp_path, 3):
         child.join(30)
@@ -162,27 +176,29 @@ def test_another_number_of_processes_goes_on(tmp_path):
 
 
 @pytest.fixture
-def fake_registry(monkeypatch):
+def fake_registry(monkeypatch: pytest.MonkeyPatch) -> FakeTask:
     task = FakeTask()
     monkeypatch.setattr("pipeline.experiment.get_task", lambda name: task)
     return task
 
 
-def experiment(tmp_path, cfg, **options):
+def experiment(tmp_path: Path, cfg: ExperimentConfig, **options: Any) -> dict[str, Outcome]:
     return run_experiment(cfg, tmp_path, FakeWorkers(), lambda cfg: object(), window=64, **options)
 
 
-def test_run_record_holds_what_a_reader_needs(tmp_path, fake_registry):
+def test_run_record_holds_what_a_reader_needs(tmp_path: Path, fake_registry: FakeTask) -> None:
     experiment(tmp_path, config(seed=7, limit=3, params={"factor": 2}))
     run = json.loads((tmp_path / "needle/pred/some-4k-to-8k/run.json").read_text())
     assert run["config"]["params"] == {"factor": 2}
-    assert run["seed"] == 7 and run["window"] == 64
-    assert run["versions"]["torch"] and run["versions"]["python"]
+    assert run["seed"] == 7
+    assert run["window"] == 64
+    assert run["versions"]["torch"]
+    assert run["versions"]["python"]
     assert "git_revision" in run
     assert run["datasets"] == {name: {"records": 3, "limited": True} for name in ("one", "two")}
 
 
-def test_the_run_record_counts_the_largest_run(tmp_path, fake_registry):
+def test_the_run_record_counts_the_largest_run(tmp_path: Path, fake_registry: FakeTask) -> None:
     path = tmp_path / "needle/pred/some-4k-to-8k/run.json"
     counts = []
     for keys in ({"limit": 2}, {"limit": 4}, {"limit": 3}, {"tasks": ["three"]}, {"limit": 5}, {}, {"limit": 5}):
@@ -193,11 +209,13 @@ def test_the_run_record_counts_the_largest_run(tmp_path, fake_registry):
     assert counts[5] == counts[6] == dict.fromkeys(("one", "two", "three"), (5, False))
 
 
-def test_another_configuration_is_refused_by_what_differs_and_overwrite_begins_anew(tmp_path, fake_registry):
+def test_another_configuration_is_refused_by_what_differs_and_overwrite_begins_anew(
+    tmp_path: Path, fake_registry: FakeTask
+) -> None:
     experiment(tmp_path, config(seed=7, params={"factor": 2}))
     path = tmp_path / "needle/pred/some-4k-to-8k/one.jsonl"
     before = path.read_bytes()
-    with pytest.raises(UserError, match="params.factor was 2, is 4; seed was 7, is 42") as error:
+    with pytest.raises(UserError, match=r"params\.factor was 2, is 4; seed was 7, is 42") as error:
         experiment(tmp_path, config(params={"factor": 4}))
     assert "--overwrite" in str(error.value)
     assert path.read_bytes() == before
@@ -206,12 +224,14 @@ def test_another_configuration_is_refused_by_what_differs_and_overwrite_begins_a
     assert len(fake_registry.predicted) == 10
 
 
-def test_overwrite_keeps_the_old_results_if_the_new_model_cannot_be_loaded(tmp_path, fake_registry):
+def test_overwrite_keeps_the_old_results_if_the_new_model_cannot_be_loaded(
+    tmp_path: Path, fake_registry: FakeTask
+) -> None:
     experiment(tmp_path, config())
     path = tmp_path / "needle/pred/some-4k-to-8k/one.jsonl"
     before = path.read_bytes()
 
-    def no_model(cfg):
+    def no_model(cfg: ExperimentConfig) -> Engine:
         raise UserError("cannot load the model")
 
     with pytest.raises(UserError, match="cannot load"):
@@ -219,8 +239,8 @@ def test_overwrite_keeps_the_old_results_if_the_new_model_cannot_be_loaded(tmp_p
     assert path.read_bytes() == before
 
 
-def test_a_run_that_predicted_nothing_leaves_the_name_free(tmp_path, fake_registry):
-    def no_model(cfg):
+def test_a_run_that_predicted_nothing_leaves_the_name_free(tmp_path: Path, fake_registry: FakeTask) -> None:
+    def no_model(cfg: ExperimentConfig) -> Engine:
         raise UserError("cannot load the model")
 
     with pytest.raises(UserError, match="cannot load"):
@@ -231,10 +251,40 @@ def test_a_run_that_predicted_nothing_leaves_the_name_free(tmp_path, fake_regist
     assert run["datasets"]["one"]["records"] == 3
 
 
-def test_files_of_another_program_are_not_touched(tmp_path, fake_registry):
+@pytest.mark.parametrize(
+    ("old", "differs"),
+    [
+        ({}, None),
+        ({"step": 512, "stride": 100}, None),  # another benchmark's
+        ({"times": 3}, "times was 3, is 20"),
+        ({"unheard_of": 3}, "unheard_of was 3, is None"),
+    ],
+)
+def test_a_run_of_version_01_goes_on_if_its_own_keys_are_equal(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_registry: FakeTask,
+    old: dict[str, object],
+    differs: str | None,
+) -> None:
+    monkeypatch.setattr(FakeTask, "Options", get_task("needle").Options)
+    experiment(tmp_path, config(limit=2))
+    path = tmp_path / "needle/pred/some-4k-to-8k/run.json"
+    store.write_json(path, {**store.read_json(path), "config": old_run_config(limit=2, **old)})
+    fake_registry.predicted.clear()
+    if differs is None:
+        experiment(tmp_path, config())
+        assert len(fake_registry.predicted) == 6
+        assert store.read_json(path)["config"] == config().flat()
+    else:
+        with pytest.raises(UserError, match=differs):
+            experiment(tmp_path, config())
+
+
+def test_files_of_another_program_are_not_touched(tmp_path: Path, fake_registry: FakeTask) -> None:
     folder = tmp_path / "needle/pred/some-4k-to-8k"
     folder.mkdir(parents=True)
     (folder / "one.jsonl").write_text('{"pred": 1}\n')
-    with pytest.raises(UserError, match="no run.json"):
+    with pytest.raises(UserError, match=r"no run\.json"):
         experiment(tmp_path, config())
     assert (folder / "one.jsonl").read_text() == '{"pred": 1}\n'

@@ -1,18 +1,24 @@
 import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline import store
-from pipeline.scoring import score_experiment
+from pipeline.scoring import config_of_run, score_experiment
+from tasks import get_task
+from tasks.base import Line
 from tasks.errors import UserError
+from tasks.options import Options
 from tests.pipeline.fake_task import FakeTask
-from tests.pipeline.small import config
+from tests.pipeline.small import config, old_run_config
 
 
-def experiment(folder, lines, expected=2, limited=False, **keys):
+def experiment(folder: Path, lines: list[Line], expected: int = 2, limited: bool = False, **keys: object) -> Path:
     folder.mkdir(exist_ok=True)
     run = {
-        "config": config(**keys).model_dump(mode="json"),
+        "config": config(**keys).flat(),
         "window": 64,
         "versions": {},
         "datasets": {"one": {"records": expected, "limited": limited}},
@@ -25,31 +31,32 @@ def experiment(folder, lines, expected=2, limited=False, **keys):
 GOOD = [{"id": "0", "pred": 3}, {"id": "1", "pred": 4}]
 
 
-def test_results_and_detail_are_written(tmp_path):
+def test_results_and_detail_are_written(tmp_path: Path) -> None:
     progress = score_experiment(experiment(tmp_path, GOOD), FakeTask())
-    assert progress.complete and progress.describe() == ""
+    assert progress.complete
+    assert progress.describe() == ""
     assert json.loads((tmp_path / "result.json").read_text()) == {"one": 7.0}
     run = json.loads((tmp_path / "result_detail.json").read_text())["run"]
     assert (run["predicted"], run["expected"], run["failed"], run["window"]) == (2, 2, 0, 64)
 
 
-def test_failed_records_are_left_out_and_counted(tmp_path):
+def test_failed_records_are_left_out_and_counted(tmp_path: Path) -> None:
     progress = score_experiment(experiment(tmp_path, [GOOD[0], {"id": "1", "error": "OOM"}], expected=3), FakeTask())
     assert json.loads((tmp_path / "result.json").read_text()) == {"one": 3.0}
     assert progress.describe() == "incomplete 1/3, 1 failed"
     assert not progress.complete
 
 
-def test_a_record_that_failed_and_then_succeeded_counts_once(tmp_path):
+def test_a_record_that_failed_and_then_succeeded_counts_once(tmp_path: Path) -> None:
     lines = [{"id": "0", "error": "OOM"}, GOOD[1], GOOD[0]]
     assert score_experiment(experiment(tmp_path, lines), FakeTask()).complete
     assert json.loads((tmp_path / "result.json").read_text()) == {"one": 7.0}
 
 
-def test_the_task_sees_the_models_own_window(tmp_path):
+def test_the_task_sees_the_models_own_window(tmp_path: Path) -> None:
     class Window(FakeTask):
-        def score(self, cfg, lines):
-            return {"result.json": {"window": cfg.ori_max_position_embeddings}}
+        def score(self, options: Options | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
+            return {"result.json": {"window": options.ori_max_position_embeddings}}
 
     score_experiment(experiment(tmp_path, GOOD), Window())
     assert json.loads((tmp_path / "result.json").read_text()) == {"window": 64}
@@ -57,7 +64,15 @@ def test_the_task_sees_the_models_own_window(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text()) == {"window": 32}
 
 
-def test_foreign_predictions_are_for_tasks_that_can_read_them(tmp_path):
+def test_a_run_record_of_version_01_is_read_without_other_benchmarks_keys() -> None:
+    run = {"config": old_run_config(task="longbench", n_garbage=3), "window": 4096}
+    cfg = config_of_run(run, get_task("longbench"), "run.json")
+    assert cfg == config(task="longbench", ori_max_position_embeddings=4096)
+    with pytest.raises(UserError, match=r"run\.json: unknown key 'unheard_of'"):
+        config_of_run({"config": old_run_config(unheard_of=3), "window": 64}, get_task("needle"), "run.json")
+
+
+def test_foreign_predictions_are_for_tasks_that_can_read_them(tmp_path: Path) -> None:
     (tmp_path / "one.jsonl").write_text('{"pred": 2}\n{"pred": 2}\n')
     with pytest.raises(UserError, match=r"no run\.json"):
         score_experiment(tmp_path, FakeTask())
@@ -65,7 +80,8 @@ def test_foreign_predictions_are_for_tasks_that_can_read_them(tmp_path):
     task.scores_foreign = True
     progress = score_experiment(tmp_path, task)
     assert json.loads((tmp_path / "result.json").read_text()) == {"one": 4.0}
-    assert progress.expected is None and progress.describe() == ""
+    assert progress.expected is None
+    assert progress.describe() == ""
 
 
 @pytest.mark.parametrize(
@@ -78,7 +94,9 @@ def test_foreign_predictions_are_for_tasks_that_can_read_them(tmp_path):
         (lambda folder: (folder / "run.json").write_text("[]"), "no run record"),
     ],
 )
-def test_what_cannot_be_scored_leaves_the_old_result(tmp_path, spoil, said):
+def test_what_cannot_be_scored_leaves_the_old_result(
+    tmp_path: Path, spoil: Callable[[Path], object], said: str
+) -> None:
     folder = experiment(tmp_path, GOOD)
     score_experiment(folder, FakeTask())
     before = (folder / "result.json").read_bytes()
@@ -88,11 +106,11 @@ def test_what_cannot_be_scored_leaves_the_old_result(tmp_path, spoil, said):
     assert (folder / "result.json").read_bytes() == before
 
 
-def test_missing_experiment(tmp_path):
+def test_missing_experiment(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         score_experiment(tmp_path / "none", FakeTask())
 
 
-def test_an_experiment_of_another_task_is_refused(tmp_path):
+def test_an_experiment_of_another_task_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'pg19', not 'needle'"):
         score_experiment(experiment(tmp_path, GOOD, task="pg19"), FakeTask())

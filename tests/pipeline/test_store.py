@@ -1,20 +1,22 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from pipeline import store
 from tasks import get_task
+from tasks.base import Line
 from tasks.errors import UserError
 
 LINES = [{"id": "a", "pred": "é\u2028 x"}, {"id": "b", "pred": "1"}, {"id": "c", "pred": "2"}]
 
 
-def write(path, lines):
+def write(path: Path, lines: list[Line]) -> Path:
     path.write_text("".join(store.dump_line(line) for line in lines), encoding="utf-8")
     return path
 
 
-def test_every_cut_of_the_last_line_is_repaired(tmp_path):
+def test_every_cut_of_the_last_line_is_repaired(tmp_path: Path) -> None:
     whole = write(tmp_path / "x.jsonl", LINES).read_bytes()
     last = whole.rindex(b"\n", 0, len(whole) - 1) + 1
     for size in range(last, len(whole) + 1):
@@ -26,7 +28,7 @@ def test_every_cut_of_the_last_line_is_repaired(tmp_path):
         assert path.read_bytes() == (whole if complete else whole[:last]), size
 
 
-def test_a_cut_last_line_is_refused_without_repair(tmp_path):
+def test_a_cut_last_line_is_refused_without_repair(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", LINES)
     path.write_bytes(path.read_bytes()[:-4])
     before = path.read_bytes()
@@ -37,7 +39,7 @@ def test_a_cut_last_line_is_refused_without_repair(tmp_path):
 
 @pytest.mark.parametrize("broken", [b'{"id": "a", "pr\n', b"[1]\n", b"\x00\x00\n", b"\xff\n"])
 @pytest.mark.parametrize("repair", [True, False])
-def test_a_broken_line_elsewhere_is_refused_and_kept(tmp_path, broken, repair):
+def test_a_broken_line_elsewhere_is_refused_and_kept(tmp_path: Path, broken: bytes, repair: bool) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(broken + store.dump_line(LINES[0]).encode())
     before = path.read_bytes()
@@ -46,13 +48,13 @@ def test_a_broken_line_elsewhere_is_refused_and_kept(tmp_path, broken, repair):
     assert path.read_bytes() == before
 
 
-def test_foreign_files_without_last_newline_or_with_crlf_are_read(tmp_path):
+def test_foreign_files_without_last_newline_or_with_crlf_are_read(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"pred": "1"}\r\n\r\n{"pred": "2"}')
     assert store.read_lines(path) == [{"pred": "1"}, {"pred": "2"}]
 
 
-def test_merge_orders_records_and_keeps_each_once(tmp_path):
+def test_merge_orders_records_and_keeps_each_once(tmp_path: Path) -> None:
     write(tmp_path / "d.jsonl", [LINES[2], {"id": "a", "error": "OOM"}, {"id": "z", "pred": "9"}])
     write(store.part_file(tmp_path, "d", 10), [LINES[1]])
     write(store.part_file(tmp_path, "d", 2), [LINES[0], {"id": "b", "error": "later"}])
@@ -63,19 +65,19 @@ def test_merge_orders_records_and_keeps_each_once(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["d.jsonl", other.name])
 
 
-def test_merge_keeps_the_last_error_of_a_record_that_never_succeeds(tmp_path):
+def test_merge_keeps_the_last_error_of_a_record_that_never_succeeds(tmp_path: Path) -> None:
     write(tmp_path / "d.jsonl", [{"id": "a", "error": "first"}, {"id": "a", "error": "second"}])
     assert store.merge(tmp_path, "d", ["a"]) == [{"id": "a", "error": "second"}]
 
 
-def test_merge_repairs_a_cut_part(tmp_path):
+def test_merge_repairs_a_cut_part(tmp_path: Path) -> None:
     part = write(store.part_file(tmp_path, "d", 0), LINES)
     part.write_bytes(part.read_bytes()[:-3])
     assert store.merge(tmp_path, "d", ["a", "b", "c"]) == LINES[:2]
     assert not part.exists()
 
 
-def test_merge_refuses_another_programs_file(tmp_path):
+def test_merge_refuses_another_programs_file(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", [{"pred": "1"}])
     before = path.read_bytes()
     with pytest.raises(UserError, match="another program"):
@@ -83,7 +85,7 @@ def test_merge_refuses_another_programs_file(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_appender_has_the_line_on_disk_when_write_returns(tmp_path):
+def test_appender_has_the_line_on_disk_when_write_returns(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     with store.Appender(path) as appender:
         for number, line in enumerate(LINES, start=1):
@@ -94,7 +96,7 @@ def test_appender_has_the_line_on_disk_when_write_returns(tmp_path):
     assert len(store.read_lines(path)) == 4
 
 
-def test_clear_removes_only_an_experiments_own_files(tmp_path):
+def test_clear_removes_only_an_experiments_own_files(tmp_path: Path) -> None:
     for name in ("run.json", "d.jsonl", ".part-0-d.jsonl", "result.json", "result_detail.json"):
         (tmp_path / name).write_text("x")
     notes = tmp_path / "notes.txt"
@@ -103,25 +105,25 @@ def test_clear_removes_only_an_experiments_own_files(tmp_path):
     assert list(tmp_path.iterdir()) == [notes]
 
 
-def test_lock_keeps_a_second_run_out(tmp_path):
+def test_lock_keeps_a_second_run_out(tmp_path: Path) -> None:
     with store.lock(tmp_path), pytest.raises(UserError, match="another process"), store.lock(tmp_path):
         pass
     with store.lock(tmp_path):
         pass
 
 
-def test_differences_name_parameters_one_by_one():
+def test_differences_name_parameters_one_by_one() -> None:
     found = list(store.differences({"a": 1, "p": {"x": 1, "y": 2}}, {"a": 1, "p": {"x": 3, "y": 2}, "b": 0}))
     assert found == ["b was None, is 0", "p.x was 1, is 3"]
 
 
 @pytest.mark.parametrize("name", ["..", "../../etc", "a/b", ""])
-def test_experiment_folder_stays_below_the_results(tmp_path, name):
+def test_experiment_folder_stays_below_the_results(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="exp_name"):
         store.experiment_folder(tmp_path, get_task("needle"), name)
 
 
-def test_list_experiments_tells_tasks_in_one_folder_apart(tmp_path):
+def test_list_experiments_tells_tasks_in_one_folder_apart(tmp_path: Path) -> None:
     for name, task in (("x", "needle"), ("y", "passkey_retrieval")):
         folder = tmp_path / "needle/pred" / name
         folder.mkdir(parents=True)
@@ -132,7 +134,7 @@ def test_list_experiments_tells_tasks_in_one_folder_apart(tmp_path):
         store.list_experiments(tmp_path, get_task("pg19"))
 
 
-def test_write_json_replaces_whole_files(tmp_path):
+def test_write_json_replaces_whole_files(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     store.write_json(path, {"a": "é"})
     with pytest.raises(ValueError, match="JSON compliant"):

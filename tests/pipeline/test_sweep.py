@@ -1,13 +1,15 @@
+import itertools
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import sweep
-from pipeline.config import build_config, read_toml
-from pipeline.loading import check_method
+from pipeline.config import ExperimentConfig, build_config, read_toml
+from pipeline.model_loader import check_method
 from tasks.errors import UserError
 
 EXPCFG = Path(__file__).parents[2] / "expcfg"
@@ -15,18 +17,18 @@ PAPER = EXPCFG / "paper.toml"
 
 
 @pytest.fixture(scope="module")
-def paper():
+def paper() -> list[ExperimentConfig]:
     return sweep.expand(read_toml(PAPER), str(PAPER))
 
 
-def test_the_paper_expands_to_every_combination_once(paper):
+def test_the_paper_expands_to_every_combination_once(paper: list[ExperimentConfig]) -> None:
     assert len(paper) == (1 * 3 + 3 * 3) * 7 * 4
     assert len({(cfg.task, cfg.exp_name) for cfg in paper}) == len(paper)
     assert Counter(cfg.task for cfg in paper) == dict.fromkeys(("longbench", "leval", "pg19", "needle"), 84)
     assert len({cfg.method for cfg in paper}) == 7
 
 
-def test_names_are_the_authors_kind(paper):
+def test_names_are_the_authors_kind(paper: list[ExperimentConfig]) -> None:
     names = {cfg.exp_name: cfg for cfg in paper}
     for name, method, window, target in (
         ("dpi-llama2-7b-4k-to-16k", "dpi", 4096, 16384),
@@ -37,24 +39,24 @@ def test_names_are_the_authors_kind(paper):
         assert (cfg.method, cfg.ori_max_position_embeddings, cfg.max_pe) == (method, window, target)
 
 
-def test_every_method_of_the_paper_reaches_its_target(paper):
+def test_every_method_of_the_paper_reaches_its_target(paper: list[ExperimentConfig]) -> None:
     for cfg in paper:
         check_method(cfg, cfg.ori_max_position_embeddings)
 
 
-def test_experiments_of_one_model_and_method_follow_each_other(paper):
+def test_experiments_of_one_model_and_method_follow_each_other(paper: list[ExperimentConfig]) -> None:
     """So that a model is loaded once for all its benchmarks."""
     keys = [(cfg.exp_name, cfg.model) for cfg in paper]
-    assert sum(a != b for a, b in zip(keys, keys[1:], strict=False)) == len(set(keys)) - 1
+    assert sum(a != b for a, b in itertools.pairwise(keys)) == len(set(keys)) - 1
 
 
-def test_published_selfextend_settings():
+def test_published_selfextend_settings() -> None:
     assert sweep.method_params("repro_se", 8192, 16384) == {"group_size": 3, "window_size": 4096}
     assert sweep.method_params("repro_se", 8192, 32768) == {"group_size": 5, "window_size": 2048}
 
 
 @given(window=st.integers(2, 5000).map(lambda n: 2 * n), target=st.integers(1, 200_000))
-def test_settings_are_the_smallest_that_reach(window, target):
+def test_settings_are_the_smallest_that_reach(window: int, target: int) -> None:
     found = sweep.method_params("repro_se", window, target)
     if (window, target) in sweep.PUBLISHED_SELFEXTEND:
         return
@@ -67,7 +69,7 @@ def test_settings_are_the_smallest_that_reach(window, target):
     assert factor == 1 or window * factor <= target * (1 + 1e-12)
 
 
-def test_select_by_name_task_and_wildcard(paper):
+def test_select_by_name_task_and_wildcard(paper: list[ExperimentConfig]) -> None:
     assert len(sweep.select(paper, [])) == len(paper)
     assert {cfg.task for cfg in sweep.select(paper, ["dpi-llama2-7b-4k-to-16k"])} == {
         "longbench",
@@ -91,7 +93,7 @@ def test_select_by_name_task_and_wildcard(paper):
         ({"task": {"needle": {"tims": 3}}}, "did you mean 'times'"),
     ],
 )
-def test_mistakes_in_a_sweep_are_named(table, said):
+def test_mistakes_in_a_sweep_are_named(table: dict[str, Any], said: str) -> None:
     good = {
         "methods": ["dpi"],
         "tasks": ["needle"],
@@ -99,11 +101,12 @@ def test_mistakes_in_a_sweep_are_named(table, said):
     }
     with pytest.raises(UserError) as error:
         sweep.expand({"sweep": {**good, **table}}, "s.toml")
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("path", sorted(EXPCFG.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_shipped_configuration_is_valid(path):
+def test_every_shipped_configuration_is_valid(path: Path) -> None:
     content = read_toml(path)
     if not sweep.is_sweep(content):
         cfg = build_config(content, path.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -11,6 +12,7 @@ from pipeline.distributed import Workers
 from tasks.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from pipeline.engine import ModelEngine
@@ -34,7 +36,8 @@ def read_model_config(model: str) -> PreTrainedConfig:
 
     def read() -> PreTrainedConfig:
         source = resolve(model)
-        return AutoConfig.from_pretrained(source.folder, **source.options)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source.folder, **source.options)
+        return config
 
     return _friendly(model, read)
 
@@ -55,9 +58,18 @@ def read_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 def resolve_window(cfg: ExperimentConfig) -> int:
     """W: what the configuration says, else the model's own."""
-    if cfg.ori_max_position_embeddings is not None:
-        return cfg.ori_max_position_embeddings
+    if cfg.options.ori_max_position_embeddings is not None:
+        return cfg.options.ori_max_position_embeddings
     return int(read_model_config(cfg.model).max_position_embeddings)
+
+
+def resolve_dtype(cfg: ExperimentConfig) -> torch.dtype:
+    """The type of the model's numbers: what the configuration says, else the default of its device."""
+    from models.DPI.loading import DTYPES, default_dtype
+
+    if cfg.dtype is not None:
+        return DTYPES[cfg.dtype]
+    return _friendly(cfg.model, lambda: default_dtype(cfg.device))
 
 
 def check_method(cfg: ExperimentConfig, window: int | None) -> None:
@@ -68,7 +80,7 @@ def check_method(cfg: ExperimentConfig, window: int | None) -> None:
     from models.DPI.dpi import validate_method
 
     try:
-        validate_method(cfg.method, cfg.params, window, cfg.max_pe if window is not None else None)
+        validate_method(cfg.method, cfg.params, window, cfg.options.max_pe if window is not None else None)
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -77,17 +89,18 @@ class EngineLoader:
     """Loads the model of a configuration, and keeps it for the next configuration that needs the same one."""
 
     def __init__(self, workers: Workers) -> None:
+        """workers: this process, which has a device of its own where several share a machine."""
         self._workers = workers
         self._engine: ModelEngine | None = None
+        self._key: str | None = None
 
     def __call__(self, cfg: ExperimentConfig) -> ModelEngine:
-        from pipeline.engine import ModelEngine
-
-        if self._engine is not None and _engine_key(self._engine.cfg) == _engine_key(cfg):
-            self._engine = ModelEngine(cfg, self._engine.model, self._engine.tokenizer)
-        else:
+        """The engine of a configuration. Raises `UserError` where its model cannot be loaded."""
+        key = json.dumps({name: value for name, value in cfg.flat().items() if name in ENGINE_KEYS})
+        if self._engine is None or key != self._key:
             self._engine = None  # the old model's memory goes before the new one comes
             self._engine = self._load(cfg)
+            self._key = key
         return self._engine
 
     def _load(self, cfg: ExperimentConfig) -> ModelEngine:
@@ -102,21 +115,17 @@ class EngineLoader:
                 None,
                 cfg.method,
                 cfg.params,
-                cfg.ori_max_position_embeddings,
+                cfg.options.ori_max_position_embeddings,
                 dtype=cfg.dtype,
                 device=cfg.device or self._workers.device(),
-                target_length=cfg.max_pe,
+                target_length=cfg.options.max_pe,
                 attn_impl=cfg.attn_impl,
                 device_map=cfg.device_map,
                 tp_plan=cfg.tp_plan,
-                seed=cfg.seed,
+                seed=cfg.options.seed,
             ),
         )
-        return ModelEngine(cfg, model, tokenizer)
-
-
-def _engine_key(cfg: ExperimentConfig) -> str:
-    return cfg.model_dump_json(include=ENGINE_KEYS)
+        return ModelEngine(model, tokenizer)
 
 
 def _friendly(model: str, load: Callable[[], T]) -> T:

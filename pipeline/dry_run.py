@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import ExperimentConfig
-from pipeline.loading import read_model_config, read_tokenizer
+from pipeline.model_loader import read_model_config, read_tokenizer, resolve_dtype
 from pipeline.runner import select_datasets, select_records
 from tasks import get_task
 from tasks.base import Record
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 MOST_PROMPTS = 128
-"""Prompts that are tokenised a data set; of larger ones, this many at even distances."""
+"""Prompts that are tokenised per data set; of larger ones, this many at even distances."""
 
 GIB = 2**30
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
-class DatasetPlan:
+class PromptCount:
     """A data set's record count, and the token lengths of the prompts that were tokenised."""
 
     name: str
@@ -38,8 +38,10 @@ class DatasetPlan:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on the device for a batch of one: weights, keys and values of all layers, and the largest layer's
-    intermediate values."""
+    """Bytes on the device for a batch of one.
+
+    weights; cache: keys and values of all layers; activations: the largest layer's intermediate values.
+    """
 
     weights: int
     cache: int
@@ -47,19 +49,20 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
+        """Of all three."""
         return self.weights + self.cache + self.activations
 
 
-def plan_datasets(cfg: ExperimentConfig) -> list[DatasetPlan]:
+def count_prompts(cfg: ExperimentConfig) -> list[PromptCount]:
     """Records and prompt lengths of every data set of an experiment."""
     task = get_task(cfg.task)
     chosen = {dataset: select_records(task, cfg, dataset) for dataset in select_datasets(task, cfg)}
     tokenizer = read_tokenizer(cfg.model)
     return [
-        DatasetPlan(
+        PromptCount(
             dataset,
             len(records),
-            [len(task.prompt(cfg, dataset, record, tokenizer)) for record in sample(records)],
+            [len(task.prompt(cfg.options, dataset, record, tokenizer)) for record in sample(records)],
         )
         for dataset, records in chosen.items()
     ]
@@ -93,27 +96,26 @@ def quantiles(lengths: Sequence[int]) -> list[int]:
     return [min(lengths), *(round(value) for value in inner), max(lengths)]
 
 
-def show_plan(cfg: ExperimentConfig, window: int, console: Console) -> None:
-    """Print the plan of one experiment."""
-    plans = plan_datasets(cfg)
+def show(cfg: ExperimentConfig, window: int, console: Console) -> None:
+    """Print what one experiment would do. window: W in tokens."""
+    counts = count_prompts(cfg)
     console.print(
         f"[bold]{cfg.exp_name}[/bold]: {cfg.task} with {cfg.method} on {cfg.model}, "
-        f"window {window:,}, target {cfg.max_pe:,} tokens",
+        f"window {window:,}, target {cfg.options.max_pe:,} tokens",
         highlight=False,
     )
     table = Table("data set", "records", "min", "25 %", "median", "75 %", "max", "> window", "prompts counted")
-    for plan in plans:
-        beyond = sum(length > window for length in plan.prompt_tokens) / len(plan.prompt_tokens)
-        cells = [f"{value:,}" for value in quantiles(plan.prompt_tokens)]
-        table.add_row(plan.name, f"{plan.records:,}", *cells, f"{beyond:.0%}", f"{len(plan.prompt_tokens):,}")
+    for count in counts:
+        beyond = sum(length > window for length in count.prompt_tokens) / len(count.prompt_tokens)
+        cells = [f"{value:,}" for value in quantiles(count.prompt_tokens)]
+        table.add_row(count.name, f"{count.records:,}", *cells, f"{beyond:.0%}", f"{len(count.prompt_tokens):,}")
     console.print(table)
-    longest = max(max(plan.prompt_tokens) for plan in plans)
-    on_gpu = not (cfg.device or "").startswith("cpu") and (torch.cuda.is_available() or cfg.device is not None)
-    dtype = cfg.dtype or ("bfloat16" if on_gpu else "float32")
-    size = {"float32": 4}.get(dtype, 2)
-    memory = estimate_memory(read_model_config(cfg.model), longest, size)
+    longest = max(max(count.prompt_tokens) for count in counts)
+    dtype = resolve_dtype(cfg)
+    name = str(dtype).removeprefix("torch.")
+    memory = estimate_memory(read_model_config(cfg.model), longest, dtype.itemsize)
     console.print(
-        f"memory for {longest:,} tokens in {dtype}: about {memory.total / GIB:.2f} GiB (weights "
+        f"memory for {longest:,} tokens in {name}: about {memory.total / GIB:.2f} GiB (weights "
         f"{memory.weights / GIB:.2f}, keys and values {memory.cache / GIB:.2f}, "
         f"activations {memory.activations / GIB:.2f})",
         highlight=False,

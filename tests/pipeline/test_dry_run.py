@@ -1,11 +1,13 @@
+import itertools
+
 import pytest
 from transformers import LlamaConfig
 
-from pipeline.plan import MOST_PROMPTS, estimate_memory, quantiles, sample
+from pipeline.dry_run import MOST_PROMPTS, estimate_memory, quantiles, sample
 from tests.pipeline.small import tiny_model
 
 
-def test_memory_estimate_against_a_hand_count():
+def test_memory_estimate_against_a_hand_count() -> None:
     model = tiny_model()
     estimate = estimate_memory(model.config, tokens=100, bytes_per_number=2)
     assert estimate.weights == 2 * sum(p.numel() for p in model.parameters())
@@ -13,7 +15,7 @@ def test_memory_estimate_against_a_hand_count():
     assert estimate.total == estimate.weights + estimate.cache + estimate.activations
 
 
-def test_memory_of_llama3_8b_is_about_known():
+def test_memory_of_llama3_8b_is_about_known() -> None:
     config = LlamaConfig(
         vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
         num_key_value_heads=8, tie_word_embeddings=False,
@@ -23,15 +25,16 @@ def test_memory_of_llama3_8b_is_about_known():
     assert estimate.cache == 4 * 2**30
 
 
-def test_sample_takes_all_or_an_even_share_with_both_ends():
+def test_sample_takes_all_or_an_even_share_with_both_ends() -> None:
     assert sample(list(range(5))) == [0, 1, 2, 3, 4]
     taken = sample(list(range(1000)))
     assert len(taken) == len(set(taken)) == MOST_PROMPTS
-    assert taken[0] == 0 and taken[-1] == 999
-    gaps = [b - a for a, b in zip(taken, taken[1:], strict=False)]
+    assert taken[0] == 0
+    assert taken[-1] == 999
+    gaps = [b - a for a, b in itertools.pairwise(taken)]
     assert max(gaps) - min(gaps) <= 1
 
 
-def test_quantiles():
+def test_quantiles() -> None:
     assert quantiles([5]) == [5] * 5
     assert quantiles([40, 10, 30, 20, 0]) == [0, 10, 20, 30, 40]
