@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.lengths import COLUMNS, draw, input_lengths, joined
+from tasks import get_task
 from tasks.longbench import official_prompt
 from tests.pipeline.small import word_tokenizer
 
@@ -36,12 +37,16 @@ def test_leval_counts_a_document_once(tmp_path: Path) -> None:
     assert table["tokens"].item() > 40
 
 
-def test_other_benchmarks_are_measured_by_name(tmp_path: Path) -> None:
-    (tmp_path / "book.txt").write_text("The grass is green. " * 7)
+def test_every_benchmark_is_measured_by_its_name(tmp_path: Path) -> None:
+    record = {"input": "", "context": "The grass is green. " * 20, "answers": [], "length": 1, "all_classes": None}
+    (tmp_path / "multi_news_e.jsonl").write_text(json.dumps(record) + "\n")
     tokenizer = word_tokenizer()
-    table, missing = input_lengths("pg19", tmp_path, {"words": tokenizer}, records=2)
-    assert table["tokens"].tolist() == [len(tokenizer("The grass is green. " * 7)["input_ids"])]
-    assert missing == []
+    table, missing = input_lengths("longbench_e", tmp_path, {"words": tokenizer}, records=2)
+    assert table["tokens"].tolist() == [len(tokenizer(official_prompt("multi_news", record))["input_ids"])]
+    assert len(missing) == len(get_task("longbench_e").known_datasets()) - 1
+    nothing, missing = input_lengths("pg19", tmp_path, {"words": tokenizer}, records=2)
+    assert nothing.empty
+    assert missing == ["pg19"]
 
 
 def test_a_box_spans_the_quartiles_of_a_data_set() -> None:
