@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from analysis.pictures import label_outside, panels
+from analysis.pictures import panels
 from models.DPI.attention.bands import Plan
 from models.DPI.attention.reference import probabilities_of
 from models.DPI.patches.Llama import observe
@@ -89,13 +89,15 @@ class _Sum:
 
 def row_entropy(attention: Tensor) -> Tensor:
     """Entropy of each query's row in nats: (..., T, N) -> (..., T). A uniform row over n keys has ln n."""
-    return torch.special.entr(attention).sum(-1)
+    entropy: Tensor = torch.special.entr(attention).sum(-1)
+    return entropy
 
 
 def thumbnail(attention: Tensor, cells: int) -> Tensor:
     """A map for a picture: (T, N) -> at most cells × cells, each the mean of a square of entries."""
     side = -(-attention.shape[-1] // cells)
-    return torch.nn.functional.avg_pool2d(attention[None], side, ceil_mode=True)[0]
+    small: Tensor = torch.nn.functional.avg_pool2d(attention[None], side, ceil_mode=True)
+    return small[0]
 
 
 # Of the ratio between two maps.
@@ -143,7 +145,7 @@ CELLS = 96
 
 def draw_maps(maps: Mapping[str, Tensor], window: int) -> Figure:
     """Maps (T, T) of methods on one logarithmic scale of probability. Beyond the dashed lines i or i − j passes W."""
-    figure, axes = panels(len(maps), 4, (2.75, 2.85), (0.9, 0.2), shared=True)
+    figure, axes = panels(len(maps), 4, (2.75, 2.85), (0.9, 0.2), ("key j, tokens", "query i, tokens"))
     small = {name: thumbnail(attention, CELLS).cpu() for name, attention in maps.items()}
     seen = next(iter(small.values()))
     values = seen[seen > 0]
@@ -164,7 +166,6 @@ def draw_maps(maps: Mapping[str, Tensor], window: int) -> Figure:
         style = style_of(name)
         axis.set_title(style.label, fontsize=10, color=style.colour)
         axis.tick_params(labelsize=8)
-    label_outside(axes, "key j, tokens", "query i, tokens")
     bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.015, extend="both")
     bar.set_label("attention probability, mean over heads and layers")
     return figure

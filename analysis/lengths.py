@@ -35,7 +35,7 @@ def input_lengths(
     first. Returns a table with the columns task, dataset, tokenizer, tokens: one row per prompt and tokenizer.
     """
     task = get_task(task_name)
-    options = task.Options(max_pe=1, data_dir=folder)
+    options = task.Options.model_validate({"max_pe": 1, "data_dir": folder})
     rows: list[tuple[str, str, str, int]] = []
     missing = []
     for dataset in tqdm(task.known_datasets(), desc=task_name, unit="data set", leave=False):

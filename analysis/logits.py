@@ -97,7 +97,7 @@ class Sample:
 
 
 def draw(samples: Sequence[Sample]) -> Figure:
-    """A row a model: one pair closely, how often rotation overshoots, and all pairs over four windows."""
+    """A row per model: one pair closely, how often rotation overshoots, and all pairs over four windows."""
     figure = new_figure(13.2, 3.7 * len(samples))
     axes = figure.subplots(len(samples), 3, squeeze=False)
     for row, sample in zip(axes, samples, strict=True):

@@ -20,33 +20,31 @@ SVG_OPTIONS: Any = {"svg.hashsalt": "gali", "svg.fonttype": "path"}
 
 
 def panels(
-    count: int, columns: int, size: tuple[float, float], margin: tuple[float, float], *, shared: bool = False
+    count: int,
+    columns: int,
+    size: tuple[float, float],
+    margin: tuple[float, float],
+    shared: tuple[str, str] | None = None,
 ) -> tuple[Figure, list[Axes]]:
     """A figure with `count` axes, at most `columns` beside each other.
 
-    size: of a panel, margin: around all, both (width, height) in inches. shared: one range on both axes for all; only
-    panels with no other below have labelled ticks.
+    size: of a panel, margin: around all, both (width, height) in inches. shared: names of the x and y axes where all
+    panels have the same ones; they stand at the left and below.
     """
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = new_figure(margin[0] + size[0] * columns, margin[1] + size[1] * rows)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=shared)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=shared is not None, sharey=shared is not None)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
-    if shared:
-        for axis in axes.flat[max(0, count - columns) : count]:
+    used = list(axes.flat[:count])
+    if shared is not None:
+        for axis in used[::columns]:
+            axis.set_ylabel(shared[1])
+        for axis in used[-columns:]:
+            axis.set_xlabel(shared[0])
             axis.xaxis.set_tick_params(labelbottom=True)
-    return figure, list(axes.flat[:count])
-
-
-def label_outside(axes: list[Axes], x: str, y: str) -> None:
-    """Name the axes of `panels` once a column and once a row."""
-    columns = axes[0].get_gridspec().ncols
-    for index, axis in enumerate(axes):
-        if index % columns == 0:
-            axis.set_ylabel(y)
-        if index + columns >= len(axes):
-            axis.set_xlabel(x)
+    return figure, used
 
 
 def publish(figure: Figure, name: str, folder: Path, dpi: int = 120) -> Image:

@@ -15,7 +15,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
-from analysis.pictures import label_outside, panels
+from analysis.pictures import panels
 from models.DPI.methods import Method, Rope
 from tasks.pictures.style import MAP, WINDOW_COLOUR, style_of
 
@@ -67,12 +67,12 @@ def draw(distances: Mapping[str, Distances], window: int, notes: Mapping[str, st
 
     notes: what stands below a method's name: its parameters.
     """
-    figure, axes = panels(len(distances), 4, (2.75, 2.95), (0.8, 0.2), shared=True)
+    names = "key j, thousand tokens", "query i, thousand tokens"
+    figure, axes = panels(len(distances), 4, (2.75, 2.95), (0.8, 0.2), names)
     for axis, (method, seen) in zip(axes, distances.items(), strict=True):
         image = _panel(axis, seen, window)
         style = style_of(method)
         axis.set_title(f"{style.label}\n{notes[method]}", fontsize=9, color=style.colour)
-    label_outside(axes, "key j, thousand tokens", "query i, thousand tokens")
     bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.015, extend="max")
     bar.set_label("distance seen, thousand tokens", fontsize=9)
     bar.ax.yaxis.set_major_formatter(FuncFormatter(_thousands))

@@ -105,7 +105,7 @@ def draw_models(results: list[dict[str, str]]) -> Figure:
     """
     panels = (
         ("prefill s", "prefill, s", "{:.2f}"),
-        ("decoding ms", "decoding, ms a token", "{:.1f}"),
+        ("decoding ms", "decoding, ms per token", "{:.1f}"),
         ("over weights GiB", "memory over the weights, GiB", "{:.2f}"),
     )
     figure = new_figure(11.6, 1.0 + 0.38 * len(results))

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from pipeline.model_loader import read_model_config
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +20,7 @@ from models.DPI.dpi import get_model_and_tokenizer
 from models.DPI.methods import METHODS, Rope, build_method
 from models.DPI.methods.original import Original
 from models.DPI.patches.Llama import install, rope_of, uninstall
+from pipeline.model_loader import read_model_config
 
 Params = dict[str, Any]
 
@@ -120,7 +120,8 @@ class Subject:
 
 def each_method(methods: Mapping[str, Params], what: str) -> Iterable[tuple[str, Params]]:
     """(name, parameters) of each method, behind a progress bar."""
-    return tqdm(methods.items(), desc=what, unit="method", leave=False)
+    items: Iterable[tuple[str, Params]] = tqdm(methods.items(), desc=what, unit="method", leave=False)
+    return items
 
 
 def seed_everything(seed: int = 0) -> None:

@@ -96,7 +96,7 @@ def draw(tables: Mapping[str, pd.DataFrame], titles: Mapping[str, str]) -> Figur
         axis.set_title(titles[label], fontsize=10)
         axis.legend(fontsize=8, frameon=False)
         tidy(axis)
-    axes.flat[0].set_ylabel("mean loss beyond the window, nats a token")
+    axes.flat[0].set_ylabel("mean loss beyond the window, nats per token")
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -52,14 +53,14 @@ def draw(trends: pd.DataFrame) -> Figure:
         for method, points in table.groupby("method", sort=False):
             best = points.loc[points.groupby("target")["score"].idxmax()]
             style = style_of(str(method))
-            drawn = {"color": style.colour, "marker": style.marker}
+            drawn: dict[str, Any] = {"color": style.colour, "marker": style.marker}
             (used[style.label],) = axis.plot(best["target"] / 1024, best["score"], linewidth=1.6, **drawn)
             hollow = best[~best["complete"]]
             axis.plot(hollow["target"] / 1024, hollow["score"], linestyle="none", markerfacecolor="white", **drawn)
         axis.set_xticks(sorted(set(table["target"] / 1024)))
         axis.set_xlabel("target length, × 1,024 tokens")
         axis.set_ylabel("mean score over data sets")
-        axis.set_title(f"{get_task(task).label}, {model}", fontsize=10)
+        axis.set_title(f"{get_task(str(task)).label}, {model}", fontsize=10)
         tidy(axis)
     figure.legend(used.values(), used.keys(), fontsize=8, frameon=False, loc="outside right center")
     return figure

@@ -124,7 +124,7 @@ def measure(
     with torch.cuda.graph(graph):
         for one in inputs:
             run(*one)
-    times = []
+    times: list[float] = []
     for _ in range(30):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()

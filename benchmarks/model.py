@@ -63,7 +63,6 @@ def build_model(layers: int) -> LlamaForCausalLM:
         num_key_value_heads=8,
         max_position_embeddings=WINDOW,
         rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
-        attn_implementation="sdpa",
     )
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
@@ -72,6 +71,7 @@ def build_model(layers: int) -> LlamaForCausalLM:
             model = LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(torch.float32)
+    model.set_attn_implementation("sdpa")
     model.eval()
     return model
 

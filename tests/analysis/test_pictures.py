@@ -8,7 +8,7 @@ import pytest
 
 import analysis
 from analysis import method
-from analysis.pictures import describe, label_outside, panels, publish
+from analysis.pictures import describe, panels, publish
 from tests.conftest import ROOT
 
 
@@ -37,8 +37,7 @@ def test_no_module_of_the_analysis_imports_pyplot() -> None:
 
 
 def test_panels_are_named_at_the_outside() -> None:
-    figure, axes = panels(5, 3, (2.0, 3.0), (0.5, 0.25), shared=True)
-    label_outside(axes, "x", "y")
+    figure, axes = panels(5, 3, (2.0, 3.0), (0.5, 0.25), ("x", "y"))
     assert figure.get_size_inches().tolist() == [6.5, 6.25]
     assert [axis.get_visible() for axis in figure.axes] == [True] * 5 + [False]
     assert [axis.get_ylabel() for axis in axes] == ["y", "", "", "y", ""]

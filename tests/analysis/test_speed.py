@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from analysis.speed import draw, draw_models, read_table
 from models.DPI.methods.dpi import DPI
@@ -30,7 +31,7 @@ Words with a | in them.
 
 
 def _widths_and_colours(figure: Figure, panel: int = 0) -> list[tuple[float, str]]:
-    bars = figure.axes[panel].patches
+    bars = [bar for bar in figure.axes[panel].patches if isinstance(bar, Rectangle)]
     return [(bar.get_width(), to_hex(bar.get_facecolor()).upper()) for bar in bars]
 
 

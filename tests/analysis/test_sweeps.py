@@ -1,5 +1,6 @@
 """What sweeps vary reaches its target; a loss is the mean beyond the window; lines are the settings."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_a_line_is_a_setting_in_its_methods_colour() -> None:
     rows = [("repro_se", "w = W/2", 2.0, 3.5), ("repro_se", "w = W/2", 4.0, 3.0), ("repro_se", "w = W/4", 2.0, 4.0)]
     figure = draw({"G": pd.DataFrame(rows, columns=["method", "line", "x", "loss"])}, {"G": "group size"})
     first, second = figure.axes[0].lines
-    assert first.get_xydata().tolist() == [[2, 3.5], [4, 3]]
-    assert second.get_xydata().tolist() == [[2, 4]]
+    assert np.asarray(first.get_xydata()).tolist() == [[2, 3.5], [4, 3]]
+    assert np.asarray(second.get_xydata()).tolist() == [[2, 4]]
     assert {to_hex(line.get_color()).upper() for line in (first, second)} == {SelfExtend.colour}
     assert first.get_linestyle() != second.get_linestyle()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from analysis.trends import COLUMNS, collect_trends, draw
@@ -36,5 +37,5 @@ def test_trends_draw_the_best_of_a_target() -> None:
     rows = [("longbench", "m", "dpi", "a", 16384, 20.0, 1, True), ("longbench", "m", "dpi", "b", 16384, 30.0, 1, False)]
     figure = draw(pd.DataFrame(rows, columns=COLUMNS))
     line, hollow = figure.axes[0].lines
-    assert line.get_xydata().tolist() == [[16, 30]]
-    assert hollow.get_xydata().tolist() == [[16, 30]]
+    assert np.asarray(line.get_xydata()).tolist() == [[16, 30]]
+    assert np.asarray(hollow.get_xydata()).tolist() == [[16, 30]]

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_tokenizer_keeps_digits_apart_and_loses_nothing(tokenizer: PreTrainedTok
     text = " The key is 40771!\n\tÅ 日本 \x00"
     ids = tokenizer(text)["input_ids"]
     assert ids[0] == tokenizer.bos_token_id
-    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert str(tokenizer.decode(ids, skip_special_tokens=True)) == text
     pieces = tokenizer.convert_ids_to_tokens(ids)
     assert [piece for piece in pieces if any(c.isdigit() for c in piece)] == list("40771")
 
@@ -58,9 +59,9 @@ def test_answers_are_the_key_of_their_own_prompt(batches: Batches, tokenizer: Pr
         assert is_answer[:10].any(-1).all()
         assert not is_answer[10:].any()
         for row, mask in zip(tokens[:10], is_answer[:10], strict=True):
-            answer = tokenizer.decode(row[1:][mask])
+            answer = str(tokenizer.decode(row[1:][mask]))
             start = int(mask.nonzero()[0]) + 1
-            prompt = tokenizer.decode(row[:start])
+            prompt = str(tokenizer.decode(row[:start]))
             prompt = prompt[prompt.index(f"{BOS}There is an important info") :]
             key = re.search(r"The pass key is (\d+)\. Remember it", prompt)
             assert key is not None
@@ -72,7 +73,7 @@ def test_answers_are_the_key_of_their_own_prompt(batches: Batches, tokenizer: Pr
 
 
 def test_passkey_rows_vary(batches: Batches, tokenizer: PreTrainedTokenizerFast) -> None:
-    rows = [tokenizer.decode(row) for step in range(3) for row in batches[step][0][:10]]
+    rows = [str(tokenizer.decode(row)) for step in range(3) for row in batches[step][0][:10]]
     grass = ["The grass is green. The sky" in row for row in rows]
     assert 0 < sum(grass) < len(rows), "one of the two haystacks is missing"
     whole = [row.startswith(BOS) and row.endswith(EOS) for row in rows]
@@ -123,7 +124,8 @@ def test_sharpening_multiplies_every_attention_logit(tokenizer: PreTrainedTokeni
 
     def log_ratios() -> torch.Tensor:
         weights = model(input_ids=tokens, output_attentions=True).attentions[0][0, :, -1]  # (H, T)
-        return (weights / weights[:, :1]).log()
+        ratios: torch.Tensor = (weights / weights[:, :1]).log()
+        return ratios
 
     before = log_ratios()
     sharpen(model, 1.3)
@@ -166,7 +168,7 @@ def test_command_writes_a_model_that_loads(corpus_folder: Path, tmp_path: Path) 
         f" --heads 2 --kv-heads 1 --head-dim 16 --window {WINDOW} --workers 0 --device cpu"
     )
     main(["--data", str(corpus_folder), "--out", str(tmp_path / "m"), *options.split()])
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype="auto")
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "m")
     assert model.dtype == torch.bfloat16
     assert model.config.max_position_embeddings == WINDOW
@@ -195,7 +197,7 @@ def test_refuses_a_bad_recipe(options: list[str], message: str, capsys: pytest.C
 def test_refuses_what_cannot_be_learnt_from(batches: Batches, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no text"):
         read_texts(tmp_path)
-    shapes = {"steps": 1, "batch_size": 4, "passkey_fraction": 0.5, "seed": 0}
+    shapes: dict[str, Any] = {"steps": 1, "batch_size": 4, "passkey_fraction": 0.5, "seed": 0}
     with pytest.raises(ValueError, match="--window 60 is too short"):
         Batches(batches.corpus, batches.tokenizer, window=60, **shapes)
     with pytest.raises(ValueError, match="tokens; a --window of 100000"):
