@@ -6,17 +6,21 @@ from multiprocessing.synchronize import Barrier
 from typing import Any
 
 from tasks.base import Engine, Line, Record, Task
-from tasks.options import Options
+from tasks.needle import NeedleOptions
 from tasks.results import Score
 
 
 class FakeTask(Task):
-    """Numbers 0 … count − 1 in each data set; a prediction is the square. `broken` ids raise."""
+    """Numbers 0 … count − 1 in each data set; a prediction is the square. `broken` ids raise.
+
+    It goes by needle's name and keys, so that configurations name a registered benchmark.
+    """
 
     name = "needle"
     label = "Squares"
     folder = "needle/pred"
     prefix = "squares"
+    Options = NeedleOptions
 
     def __init__(self, count: int = 5, broken: Sequence[str] = (), seconds: float = 0.0) -> None:
         self.count = count

@@ -17,7 +17,6 @@ from pipeline import store
 from pipeline.config import ExperimentConfig
 from pipeline.experiment import run_experiment
 from pipeline.runner import Outcome, _pending, run_records, select_datasets, select_records
-from tasks import get_task
 from tasks.base import Engine, Line, Record
 from tasks.errors import UserError
 from tasks.options import Options
@@ -262,12 +261,10 @@ def test_a_run_that_predicted_nothing_leaves_the_name_free(tmp_path: Path, fake_
 )
 def test_a_run_of_version_01_goes_on_if_its_own_keys_are_equal(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     fake_registry: FakeTask,
     old: dict[str, object],
     differs: str | None,
 ) -> None:
-    monkeypatch.setattr(FakeTask, "Options", get_task("needle").Options)
     experiment(tmp_path, config(limit=2))
     path = tmp_path / "needle/pred/some-4k-to-8k/run.json"
     store.write_json(path, {**store.read_json(path), "config": old_run_config(limit=2, **old)})

@@ -1,5 +1,6 @@
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.DPI.methods import METHODS
 from pipeline import sweep
 from pipeline.config import ExperimentConfig, build_config, read_toml
 from pipeline.model_loader import check_method
@@ -14,6 +16,12 @@ from tasks.errors import UserError
 
 EXPCFG = Path(__file__).parents[2] / "expcfg"
 PAPER = EXPCFG / "paper.toml"
+
+
+def small(targets: Sequence[int] = (16384,), **table: object) -> list[ExperimentConfig]:
+    """A sweep with some of its table changed."""
+    models = [{"model": "m", "name": "n", "windows": [8192], "targets": targets}]
+    return sweep.expand({"sweep": {"methods": ["dpi"], "tasks": ["needle"], "models": models, **table}}, "s.toml")
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +44,12 @@ def test_names_are_the_authors_kind(paper: list[ExperimentConfig]) -> None:
         ("dynamic_ntk-llama3-8b-2k-to-8k", "repro_dynamic_ntk", 2048, 8192),
     ):
         cfg = names[name]
-        assert (cfg.method, cfg.ori_max_position_embeddings, cfg.max_pe) == (method, window, target)
+        assert (cfg.method, cfg.options.ori_max_position_embeddings, cfg.options.max_pe) == (method, window, target)
 
 
 def test_every_method_of_the_paper_reaches_its_target(paper: list[ExperimentConfig]) -> None:
     for cfg in paper:
-        check_method(cfg, cfg.ori_max_position_embeddings)
+        check_method(cfg, cfg.options.ori_max_position_embeddings)
 
 
 def test_experiments_of_one_model_and_method_follow_each_other(paper: list[ExperimentConfig]) -> None:
@@ -51,20 +59,28 @@ def test_experiments_of_one_model_and_method_follow_each_other(paper: list[Exper
 
 
 def test_published_selfextend_settings() -> None:
-    assert sweep.method_params("repro_se", 8192, 16384) == {"group_size": 3, "window_size": 4096}
-    assert sweep.method_params("repro_se", 8192, 32768) == {"group_size": 5, "window_size": 2048}
+    found = {cfg.options.max_pe: cfg.params for cfg in small(methods=["repro_se"], targets=[16384, 32768])}
+    assert found[16384] == {"group_size": 3, "window_size": 4096}
+    assert found[32768] == {"group_size": 5, "window_size": 2048}
+
+
+def test_a_table_of_parameters_stands_in_place_of_the_methods_own() -> None:
+    params = {"dpi": {"noise_type": "uniform"}, "repro_chunkllama": {}}
+    found = {cfg.method: cfg.params for cfg in small(methods=list(METHODS), params=params)}
+    own = {name: method.params_for(8192, 16384) for name, method in METHODS.items()}
+    assert found == {**own, **params}
 
 
 @given(window=st.integers(2, 5000).map(lambda n: 2 * n), target=st.integers(1, 200_000))
 def test_settings_are_the_smallest_that_reach(window: int, target: int) -> None:
-    found = sweep.method_params("repro_se", window, target)
-    if (window, target) in sweep.PUBLISHED_SELFEXTEND:
+    found = METHODS["repro_se"].params_for(window, target)
+    if (window, target) in {(8192, 16384), (8192, 32768)}:  # the published ones
         return
     group, near = found["group_size"], found["window_size"]
     assert near == window // 2
     assert (window - near) * group + near >= target
     assert group == 1 or (window - near) * (group - 1) + near < target
-    factor = sweep.method_params("repro_yarn", window, target)["factor"]
+    factor = METHODS["repro_yarn"].params_for(window, target)["factor"]
     assert window * factor >= target * (1 - 1e-12)
     assert factor == 1 or window * factor <= target * (1 + 1e-12)
 
@@ -89,18 +105,17 @@ def test_select_by_name_task_and_wildcard(paper: list[ExperimentConfig]) -> None
         ({"method": ["dpi"]}, "did you mean 'methods'"),
         ({"tasks": []}, "tasks"),
         ({"models": [{"model": "m", "name": "n", "windows": [0], "targets": [8]}]}, "models.0.windows.0 = 0"),
-        ({"tasks": ["longbanch"]}, "longbench"),
+        ({"tasks": ["longbanch"]}, "did you mean 'longbench'"),
+        ({"methods": ["gali"]}, "unknown method 'gali' (methods: dpi, "),
+        ({"params": {"repro_yarm": {}}}, "did you mean 'repro_yarn'"),
+        ({"task": {"needel": {}}}, "did you mean 'needle'"),
         ({"task": {"needle": {"tims": 3}}}, "did you mean 'times'"),
+        ({"task": {"pg19": {"times": 3}}}, "sweep.task.pg19: unknown key 'times': it belongs to tasks needle and"),
     ],
 )
 def test_mistakes_in_a_sweep_are_named(table: dict[str, Any], said: str) -> None:
-    good = {
-        "methods": ["dpi"],
-        "tasks": ["needle"],
-        "models": [{"model": "m", "name": "n", "windows": [1024], "targets": [4096]}],
-    }
     with pytest.raises(UserError) as error:
-        sweep.expand({"sweep": {**good, **table}}, "s.toml")
+        small(**table)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -110,6 +125,6 @@ def test_every_shipped_configuration_is_valid(path: Path) -> None:
     content = read_toml(path)
     if not sweep.is_sweep(content):
         cfg = build_config(content, path.name)
-        check_method(cfg, cfg.ori_max_position_embeddings)
+        check_method(cfg, cfg.options.ori_max_position_embeddings)
         assert path.stem.startswith(cfg.task)
         assert cfg.exp_name.startswith(cfg.method.removeprefix("repro_"))
