@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from rich.console import Console
@@ -15,10 +15,11 @@ from pipeline.config import ExperimentConfig
 from pipeline.model_loader import read_model_config, read_tokenizer, resolve_dtype
 from pipeline.runner import select_datasets, select_records
 from tasks import get_task
-from tasks.base import Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+T = TypeVar("T")
 
 MOST_PROMPTS = 128
 """Prompts that are tokenised per data set; of larger ones, this many at even distances."""
@@ -68,7 +69,7 @@ def count_prompts(cfg: ExperimentConfig) -> list[PromptCount]:
     ]
 
 
-def sample(records: Sequence[Record]) -> list[Record]:
+def sample(records: Sequence[T]) -> list[T]:
     """All records, or `MOST_PROMPTS` of them at even distances, the first and the last included."""
     if len(records) <= MOST_PROMPTS:
         return list(records)

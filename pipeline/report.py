@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 
-from models.DPI.methods import METHODS
 from pipeline import store
 from pipeline.scoring import measure, read_predictions
 from tasks.base import Task
@@ -95,6 +94,8 @@ def _draw(experiments: Sequence[Experiment], task: Task, path: Path) -> list[Pat
 
 def _order(experiment: Experiment) -> tuple[Any, ...]:
     """By model, window and target, methods in one order everywhere."""
+    from models.DPI.methods import METHODS  # with PyTorch, which takes seconds
+
     methods = list(METHODS)
     method = methods.index(experiment.method) if experiment.method in methods else len(methods)
     return experiment.model or "", experiment.window or 0, experiment.target or 0, method, experiment.name

@@ -19,13 +19,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from models.DPI.methods import METHODS
 from pipeline.config import ExperimentConfig, build_config, describe, did_you_mean, unknown_keys
 from tasks import canonical_task_name, get_task
 from tasks.errors import UserError
 
 
 def _known_method(name: str) -> str:
+    from models.DPI.methods import METHODS  # with PyTorch, which takes seconds
+
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}{did_you_mean(name, METHODS)} (methods: {', '.join(METHODS)})")
     return name
@@ -114,6 +115,8 @@ def _kilo(tokens: int) -> str:
 
 def _params(sweep: Sweep, method: str, window: int, target: int) -> dict[str, Any]:
     """The method's parameters: those of its table where there is one, else its own for window and target."""
+    from models.DPI.methods import METHODS
+
     given = sweep.params.get(method)
     return METHODS[method].params_for(window, target) if given is None else given
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import openpyxl
 import pytest
@@ -34,16 +35,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a needle configuration, a folder of books, and the results beside them."""
+    """A folder with a configuration of needle and one for any benchmark, books, and the results beside them."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "books").mkdir()
     for number in range(3):
         (tmp_path / "books" / f"{number}.txt").write_text(f"{WORDS} " * (30 + number))
-    (tmp_path / "needle.toml").write_text(
+    shared = (
         f'model = "{model}"\nexp_name = "dpi-tiny-64-to-256"\nmethod = "dpi"\ntask = "needle"\nmax_pe = 256\n'
-        "min_k = 0.15\nmax_k = 0.2\ngap = 0.05\ntimes = 1\nmax_new_tokens = 3\nlimit = 6\n"
-        "[params]\nchunk_coe = 16\nlocal_window = 8\n"
+        "max_new_tokens = 3\nlimit = 6\n"
     )
+    params = "[params]\nchunk_coe = 16\nlocal_window = 8\n"
+    (tmp_path / "any.toml").write_text(shared + params)
+    (tmp_path / "needle.toml").write_text(f"{shared}min_k = 0.15\nmax_k = 0.2\ngap = 0.05\ntimes = 1\n{params}")
     return tmp_path
 
 
@@ -71,7 +74,8 @@ def test_pred_eval_collect_end_to_end(place: Path, run: Run) -> None:
     for method, params in (("dpi", None), ("repro_ntk", "{factor = 24}")):
         for keys in ([], pg19):
             chosen = [f"method={method}", f"exp_name={method}-tiny", *keys, *([f"params={params}"] if params else [])]
-            assert run("pred", "--cfg", "needle.toml", *(f"--set={key}" for key in chosen))[0] == 0
+            file = "any.toml" if keys else "needle.toml"
+            assert run("pred", "--cfg", file, *(f"--set={key}" for key in chosen))[0] == 0
     for task in ("needle", "pg19"):
         code, out, _ = run("eval", "--task", task, "--exp", "all")
         assert code == 0
@@ -104,7 +108,7 @@ def test_longbench_and_leval_end_to_end(
     place: Path, run: Run, shared_data: Path, task: str, folder: str, data: str, names: str
 ) -> None:
     keys = [f"task={task}", f"data_dir='{shared_data / data}'", "max_pe=700", "max_new_tokens=2"]
-    arguments = ["--cfg", "needle.toml", "--tasks", names, "--limit", "2", *(f"--set={key}" for key in keys)]
+    arguments = ["--cfg", "any.toml", "--tasks", names, "--limit", "2", *(f"--set={key}" for key in keys)]
     code, out, _ = run("pred", *arguments, "--dry-run")
     assert code == 0
     assert all(name in out for name in names.split(","))
@@ -194,9 +198,14 @@ def test_a_sweep_runs_and_loads_a_model_once_for_its_benchmarks(
 ) -> None:
     import models.DPI.dpi as dpi
 
-    loads = []
+    loads: list[str] = []
     real = dpi.get_model_and_tokenizer
-    monkeypatch.setattr(dpi, "get_model_and_tokenizer", lambda *a, **k: (loads.append(a[2]), real(*a, **k))[1])
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        loads.append(arguments[2])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(dpi, "get_model_and_tokenizer", load)
     (place / "sweep.toml").write_text(
         "max_new_tokens = 2\n[sweep]\nmethods = ['repro_original', 'repro_yarn']\ntasks = ['needle', 'pg19']\n"
         f"[[sweep.models]]\nmodel = '{model}'\nname = 'tiny'\nwindows = [64]\ntargets = [256]\n"
@@ -216,6 +225,11 @@ MISTAKES = {
     "no option": ("pred", [], "--cfg"),
     "unknown option": ("pred", ["--cfg", "needle.toml", "--overwite"], "--overwite"),
     "unknown key": ("pred", ["--cfg", "needle.toml", "--set", "max_p=3"], "did you mean 'max_pe'"),
+    "another benchmark's key": (
+        "pred",
+        ["--cfg", "needle.toml", "--set", "task=longbench"],
+        "unknown key 'min_k': it belongs to task needle, not longbench",
+    ),
     "unknown task": ("pred", ["--cfg", "needle.toml", "--set", "task=needel"], "did you mean 'needle'"),
     "bad value": ("pred", ["--cfg", "needle.toml", "--set", "times=0"], "times = 0"),
     "bad limit": ("pred", ["--cfg", "needle.toml", "--limit", "0"], "limit = 0"),
@@ -231,7 +245,7 @@ MISTAKES = {
     "leaving name": ("pred", ["--cfg", "needle.toml", "--set", "exp_name=../../x"], "exp_name"),
     "no data": (
         "pred",
-        ["--cfg", "needle.toml", "--set", "task=pg19", "--set", "data_dir=nowhere"],
+        ["--cfg", "any.toml", "--set", "task=pg19", "--set", "data_dir=nowhere"],
         "'nowhere' has no *.txt",
     ),
     "results in a file": ("pred", ["--cfg", "needle.toml", "--results", "needle.toml"], "cannot make the folder"),
@@ -321,7 +335,7 @@ def test_four_benchmarks_on_the_embedded_model(
 ) -> None:
     data = {"longbench": "longbench/subset", "leval": "leval", "pg19": "books/test", "needle": ""}[task]
     chosen = [f"task={task}", f"data_dir='{shared_data / data}'", "model=tiny", "max_pe=1300", "limit=2", *keys]
-    assert run("pred", "--cfg", "needle.toml", *(f"--set={key}" for key in chosen))[0] == 0
+    assert run("pred", "--cfg", "any.toml", *(f"--set={key}" for key in chosen))[0] == 0
     assert run("eval", "--task", task, "--exp", "all")[0] == 0
     assert run("collect_results", "--task", task)[0] == 0
     results = place / "results" / folder

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
+from pipeline.distributed import Workers
 from tasks.base import Engine, Line, Record, Task
 from tasks.needle import NeedleOptions
 from tasks.results import Score
@@ -34,20 +35,20 @@ class FakeTask(Task):
     def known_datasets(self) -> list[str]:
         return ["one", "two", "three"]
 
-    def records(self, options: Options, dataset: str) -> Iterable[Record]:
+    def records(self, options: NeedleOptions, dataset: str) -> Iterable[Record]:
         return ({"id": str(number), "number": number} for number in range(self.count))
 
-    def prompt(self, options: Options, dataset: str, record: Record, tokenizer: Any) -> list[int]:
+    def prompt(self, options: NeedleOptions, dataset: str, record: Record, tokenizer: Any) -> list[int]:
         return [1] * record["number"]
 
-    def predict(self, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
+    def predict(self, engine: Engine, options: NeedleOptions, dataset: str, record: Record) -> Line:
         time.sleep(self.seconds)
         self.predicted.append(f"{dataset}/{record['id']}")
         if record["id"] in self.broken:
             raise RuntimeError("out of memory")
         return {"pred": record["number"] ** 2, "prefill_len": 3, "final_len": 4}
 
-    def score(self, options: Options | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
+    def score(self, options: NeedleOptions | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
         return {"result.json": {name: float(sum(line["pred"] for line in found)) for name, found in lines.items()}}
 
     def columns(self, file: str, results: Mapping[str, Any]) -> dict[str, Score]:
@@ -58,7 +59,7 @@ class FakeTask(Task):
         }
 
 
-class FakeWorkers:
+class FakeWorkers(Workers):
     """`pipeline.distributed.Workers` over a barrier of multiprocessing."""
 
     def __init__(self, rank: int = 0, count: int = 1, barrier: Barrier | None = None) -> None:

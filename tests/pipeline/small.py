@@ -27,7 +27,7 @@ def config(**keys: object) -> ExperimentConfig:
     return build_config({**base, **keys}, "small")
 
 
-OLD_OPTIONS = {
+OLD_OPTIONS: dict[str, object] = {
     "max_pe": 8192, "ori_max_position_embeddings": None, "data_dir": None, "seed": 42, "system_prompt": None,
     "chat": "auto", "max_new_tokens": None, "stride": 2000, "step": 1024, "times": 20, "min_k": 1.0, "max_k": None,
     "gap": 4.0, "haystack": "passkey", "needle": "auto", "lengths": [], "depths": 16, "n_garbage": None,
@@ -58,7 +58,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_model(window: int = 64) -> LlamaForCausalLM:
     """A random Llama with the vocabulary of `word_tokenizer`."""
     torch.manual_seed(3)
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(word_tokenizer()),
             hidden_size=32,
@@ -72,7 +72,9 @@ def tiny_model(window: int = 64) -> LlamaForCausalLM:
             pad_token_id=2,
             initializer_range=0.3,
         )
-    ).eval()
+    )
+    model.eval()
+    return model
 
 
 def save_model(folder: Path) -> Path:

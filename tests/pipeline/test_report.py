@@ -5,15 +5,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
-from models.DPI.methods import METHODS
 from pipeline import report, store
 from tasks import get_task
 from tasks.base import Task
 from tasks.errors import UserError
-from tasks.pictures.style import style_of
-from tasks.results import Experiment
 from tests.pipeline.fake_task import FakeTask
 
 NEEDLE, PG19, LONGBENCH = get_task("needle"), get_task("pg19"), get_task("longbench")
@@ -150,7 +146,8 @@ def test_incomplete_runs_are_marked_everywhere(tmp_path: Path, options: dict[str
     written = collect(tmp_path, NEEDLE)
     assert list(pd.read_excel(written["needle_dpi.xlsx"])["status"]) == [status]
     assert status in written["needle.md"].read_text()
-    figure = drawn(NEEDLE, [report.read_experiment(tmp_path / "needle/pred/dpi-x", NEEDLE)])
+    figure = NEEDLE.draw([report.read_experiment(tmp_path / "needle/pred/dpi-x", NEEDLE)])
+    assert figure is not None
     assert ("(" in figure.axes[0].get_title()) == (status != "complete")
 
 
@@ -168,73 +165,10 @@ def test_an_unscored_run_is_listed_and_nothing_scored_is_an_error(tmp_path: Path
     assert list(pd.read_excel(collect(tmp_path, NEEDLE)["needle_dpi.xlsx"])["status"]) == ["not scored", "complete"]
 
 
-@pytest.mark.parametrize(
-    ("task", "result", "columns"),
-    [
-        ("longbench", {"b": 1.5, "a": 2}, {"b": 1.5, "a": 2}),
-        ("leval", {"tpo": {"LEval_score": 60.0, "exact_match": 1}}, {"tpo": 60.0}),
-        ("longbench_e", {"lcc": {"0-4k": 1.0, "8k+": 2.0}}, {"lcc 0-4k": 1.0, "lcc 8k+": 2.0}),
-        ("needle", cells(lambda length, depth: float(depth == 50.0) * (length == 1000)), {"1000": 0.5, "9000": 0.0}),
-    ],
-)
-def test_columns_of_a_result(tmp_path: Path, task: str, result: Any, columns: dict[str, float]) -> None:
-    folder = experiment(tmp_path, get_task(task), "dpi-x", "dpi", {"result.json": result})
-    scores = report.read_experiment(folder, get_task(task)).scores["result.json"]
-    assert {name: score.score for name, score in scores.items()} == columns
-
-
 def test_lengths_are_columns_in_numerical_order(tmp_path: Path) -> None:
     experiment(tmp_path, PG19, "dpi-x", "dpi", {"result.json": {"1024": 1.0, "10240": 2.0, "2048": 3.0}})
     frame = pd.read_excel(collect(tmp_path, PG19)["pg19_dpi.xlsx"])
     assert list(frame.columns)[-3:] == ["1024", "2048", "10240"]
-
-
-def test_one_colour_and_marker_a_method() -> None:
-    styles = [style_of(name) for name in METHODS]
-    assert len({style.colour for style in styles}) == len({style.marker for style in styles}) == 7
-    assert style_of("repro_yarn").label == METHODS["repro_yarn"].label
-    assert style_of(None).colour not in {style.colour for style in styles}
-
-
-def drawn(task: Task, experiments: list[Experiment]) -> Figure:
-    figure = task.draw(experiments)
-    assert figure is not None
-    return figure
-
-
-def read(root: Path, task: Task) -> list[Experiment]:
-    return [report.read_experiment(folder, task) for folder in store.list_experiments(root, task)]
-
-
-def test_heatmaps_show_the_scores_on_one_scale_with_gaps_and_window(tmp_path: Path) -> None:
-    experiment(
-        tmp_path, NEEDLE, "dpi-x", "dpi", {"result.json": cells(lambda length, depth: length / 10_000 + depth / 1000)}
-    )
-    experiment(tmp_path, NEEDLE, "yarn-x", "repro_yarn", {"result.json": cells(lambda *_: 0.25)[:1]}, window=512)
-    first, second = drawn(NEEDLE, read(tmp_path, NEEDLE)).axes[:2]
-    values = first.images[0].get_array()
-    assert values[0].tolist() == pytest.approx([0.15, 0.95])
-    assert values[1].tolist() == pytest.approx([0.2, 1.0])
-    assert second.images[0].get_array().mask.tolist() == [[False, True], [True, True]]
-    assert first.get_ylim() == second.get_ylim() == (1.5, -0.5), "all panels have all depths"
-    assert first.images[0].get_clim() == second.images[0].get_clim() == (0, 1)
-    # Lengths 1000 and 9000, window 4096: between the first cell and the second.
-    assert {tuple(line.get_xdata()) for line in first.lines} == {(0.5, 0.5)}
-    assert [text.get_text() for text in first.texts] == ["W = 4,096"]
-
-
-def test_curves_have_their_methods_colour_and_the_window(tmp_path: Path) -> None:
-    experiment(tmp_path, PG19, "dpi-x", "dpi", {"result.json": {"1024": 11.0, "2048": 12.0}})
-    experiment(tmp_path, PG19, "dpi-y", "dpi", {"result.json": {"1024": 11.5}})
-    experiment(tmp_path, PG19, "se-x", "repro_se", {"result.json": {"1024": 13.0}}, window=2048)
-    panels = drawn(PG19, read(tmp_path, PG19)).axes
-    by_window = {axis.texts[0].get_text(): axis for axis in panels}
-    assert set(by_window) == {"W = 4,096", "W = 2,048"}
-    lines = {line.get_label(): line for line in by_window["W = 4,096"].lines}
-    assert lines["dpi-x"].get_xydata().tolist() == [[1024, 11], [2048, 12]]
-    assert lines["dpi-x"].get_color() == lines["dpi-y"].get_color() == METHODS["dpi"].colour
-    assert lines["dpi-x"].get_linestyle() != lines["dpi-y"].get_linestyle()
-    assert any(tuple(line.get_xdata()) == (4096, 4096) for line in by_window["W = 4,096"].lines)
 
 
 def test_perplexities_of_nothing_are_no_picture(tmp_path: Path) -> None:

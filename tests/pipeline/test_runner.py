@@ -19,7 +19,7 @@ from pipeline.experiment import run_experiment
 from pipeline.runner import Outcome, _pending, run_records, select_datasets, select_records
 from tasks.base import Engine, Line, Record
 from tasks.errors import UserError
-from tasks.options import Options
+from tasks.needle import NeedleOptions
 from tests.pipeline.fake_task import FakeTask, FakeWorkers
 from tests.pipeline.small import config, old_run_config
 
@@ -74,7 +74,7 @@ def test_failed_records_are_written_down_and_only_they_run_again(tmp_path: Path)
 
 def test_a_users_mistake_inside_a_record_ends_the_run(tmp_path: Path) -> None:
     class Mistaken(FakeTask):
-        def predict(self, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
+        def predict(self, engine: Engine, options: NeedleOptions, dataset: str, record: Record) -> Line:
             raise UserError("no such folder")
 
     with pytest.raises(UserError, match="no such folder"):
@@ -104,7 +104,7 @@ def test_a_larger_limit_goes_on_and_a_smaller_one_keeps_what_is_there(tmp_path: 
 
 def test_records_with_equal_ids_are_a_bug_that_shows(tmp_path: Path) -> None:
     class Twice(FakeTask):
-        def records(self, options: Options, dataset: str) -> Iterable[Record]:
+        def records(self, options: NeedleOptions, dataset: str) -> Iterable[Record]:
             return [{"id": "a"}, {"id": "a"}]
 
     with pytest.raises(ValueError, match="share an id"):
@@ -139,7 +139,8 @@ def test_killed_at_random_moments_every_record_ends_up_once(tmp_path: Path, coun
         time.sleep(chance.uniform(0.0, 0.05))
         for child in children:
             kills += child.is_alive()
-            os.kill(child.pid, signal.SIGKILL) if child.is_alive() else None
+            if child.is_alive() and child.pid is not None:
+                os.kill(child.pid, signal.SIGKILL)
             child.join()
     assert kills >= 10, "the runs finished before they were killed; the test shows nothing"
     for child in start(task, tmp_path, count):
@@ -182,7 +183,8 @@ def fake_registry(monkeypatch: pytest.MonkeyPatch) -> FakeTask:
 
 
 def experiment(tmp_path: Path, cfg: ExperimentConfig, **options: Any) -> dict[str, Outcome]:
-    return run_experiment(cfg, tmp_path, FakeWorkers(), lambda cfg: object(), window=64, **options)
+    engine: Any = object()
+    return run_experiment(cfg, tmp_path, FakeWorkers(), lambda cfg: engine, window=64, **options)
 
 
 def test_run_record_holds_what_a_reader_needs(tmp_path: Path, fake_registry: FakeTask) -> None:

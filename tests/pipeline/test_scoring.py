@@ -10,7 +10,7 @@ from pipeline.scoring import config_of_run, score_experiment
 from tasks import get_task
 from tasks.base import Line
 from tasks.errors import UserError
-from tasks.options import Options
+from tasks.needle import NeedleOptions
 from tests.pipeline.fake_task import FakeTask
 from tests.pipeline.small import config, old_run_config
 
@@ -28,7 +28,7 @@ def experiment(folder: Path, lines: list[Line], expected: int = 2, limited: bool
     return folder
 
 
-GOOD = [{"id": "0", "pred": 3}, {"id": "1", "pred": 4}]
+GOOD: list[Line] = [{"id": "0", "pred": 3}, {"id": "1", "pred": 4}]
 
 
 def test_results_and_detail_are_written(tmp_path: Path) -> None:
@@ -55,7 +55,8 @@ def test_a_record_that_failed_and_then_succeeded_counts_once(tmp_path: Path) -> 
 
 def test_the_task_sees_the_models_own_window(tmp_path: Path) -> None:
     class Window(FakeTask):
-        def score(self, options: Options | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
+        def score(self, options: NeedleOptions | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
+            assert options is not None
             return {"result.json": {"window": options.ori_max_position_embeddings}}
 
     score_experiment(experiment(tmp_path, GOOD), Window())
@@ -76,9 +77,11 @@ def test_foreign_predictions_are_for_tasks_that_can_read_them(tmp_path: Path) ->
     (tmp_path / "one.jsonl").write_text('{"pred": 2}\n{"pred": 2}\n')
     with pytest.raises(UserError, match=r"no run\.json"):
         score_experiment(tmp_path, FakeTask())
-    task = FakeTask()
-    task.scores_foreign = True
-    progress = score_experiment(tmp_path, task)
+
+    class Foreign(FakeTask):
+        scores_foreign = True
+
+    progress = score_experiment(tmp_path, Foreign())
     assert json.loads((tmp_path / "result.json").read_text()) == {"one": 4.0}
     assert progress.expected is None
     assert progress.describe() == ""

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from pipeline.config import ExperimentConfig
+from tasks import get_task
 from tasks.base import Generation
+from tasks.options import Options
 
 LLAMA2_TEMPLATE = "{# [INST] <<SYS>> #}"
 PLAIN_TEMPLATE = (
@@ -18,7 +19,7 @@ PLAIN_TEMPLATE = (
 
 
 def byte_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """One token a byte of UTF-8, after a start token, so that token counts can be done by hand."""
+    """One token per byte of UTF-8, after a start token, so that token counts can be done by hand."""
     vocabulary = {"<s>": 0, **{letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), 1)}}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -41,8 +42,7 @@ class Call:
 class FakeEngine:
     """`answer` maps the text of a prompt, special tokens included, to the continuation."""
 
-    cfg: ExperimentConfig
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerBase
     answer: Callable[[str], str]
     calls: list[Call] = field(default_factory=list)
 
@@ -55,15 +55,15 @@ class FakeEngine:
         min_new_tokens: int = 0,
     ) -> Generation:
         ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
-        text = self.tokenizer.decode(ids)
+        text = str(self.tokenizer.decode(ids))
         self.calls.append(Call(text, max_new_tokens, tuple(stop_token_ids), min_new_tokens))
         answer = self.answer(text)
         return Generation(answer, len(ids), len(self.tokenizer(answer)["input_ids"]) - 1)
 
-    def token_losses(self, input_ids: Sequence[int]) -> Tensor:
+    def token_losses(self, input_ids: Sequence[int], slice_tokens: int) -> Tensor:
         raise NotImplementedError
 
 
-def config(task: str, **keys: object) -> ExperimentConfig:
-    content = {"model": "m", "exp_name": "e", "method": "repro_original", "task": task, "max_pe": 4096, **keys}
-    return ExperimentConfig.model_validate(content)
+def options(task: str, **keys: object) -> Options:
+    """The validated options of a benchmark, with a target of 4096 tokens where `keys` have no other."""
+    return get_task(task).Options.model_validate({"max_pe": 4096, **keys})

@@ -1,26 +1,33 @@
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.engine import ModelEngine
+from models.DPI.losses import token_losses
 from tasks import get_task
+from tasks.base import Generation, Line
 from tasks.errors import UserError
+from tasks.options import Options
 from tasks.pg19 import STEP, cumulative_losses, score_lines
-from tests.pipeline.small import WORDS, config, tiny_model, word_tokenizer
+from tests.pipeline.small import WORDS, tiny_model, word_tokenizer
+from tests.tasks.fakes import options
 
 TASK = get_task("pg19")
 TOKENIZER = word_tokenizer()
 
 
-def write_book(folder, name, words):
+def write_book(folder: Path, name: str, words: int) -> None:
     folder.mkdir(exist_ok=True)
     vocabulary = WORDS.split()
     (folder / f"{name}.txt").write_text(" ".join(vocabulary[(i * i) % len(vocabulary)] for i in range(words)))
 
 
 @pytest.fixture
-def books(tmp_path):
+def books(tmp_path: Path) -> Path:
     folder = tmp_path / "books"
     write_book(folder, "b_long", 2600)
     write_book(folder, "a_short", 1100)
@@ -28,57 +35,79 @@ def books(tmp_path):
     return folder
 
 
-def predict(cfg, model=None):
-    engine = ModelEngine(cfg, model or tiny_model(), TOKENIZER)
-    return [TASK.predict(engine, "pg19", record) for record in TASK.records(cfg, "pg19")]
+class LossEngine:
+    """A model that only gives losses."""
+
+    tokenizer: PreTrainedTokenizerBase = TOKENIZER
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        max_new_tokens: int,
+        *,
+        stop_token_ids: Sequence[int] = (),
+        min_new_tokens: int = 0,
+    ) -> Generation:
+        raise NotImplementedError
+
+    def token_losses(self, input_ids: Sequence[int], slice_tokens: int) -> Tensor:
+        return token_losses(self.model, torch.tensor([list(input_ids)]), slice_tokens)[0]
 
 
-def pg19_config(folder, **keys):
-    return config(**{"task": "pg19", "max_pe": 2500, "data_dir": folder, **keys})
+def predict(opts: Options, model: PreTrainedModel | None = None) -> list[Line]:
+    engine = LossEngine(model or tiny_model())
+    return [TASK.predict(engine, opts, "pg19", record) for record in TASK.records(opts, "pg19")]
 
 
-def test_books_are_the_folders_texts_by_name(books):
-    assert [record["id"] for record in TASK.records(pg19_config(books), "pg19")] == ["a_short", "b_long"]
+def pg19_options(folder: Path | None, **keys: object) -> Options:
+    return options("pg19", **{"max_pe": 2500, "data_dir": folder, **keys})
+
+
+def test_books_are_the_folders_texts_by_name(books: Path) -> None:
+    assert [record["id"] for record in TASK.records(pg19_options(books), "pg19")] == ["a_short", "b_long"]
     with pytest.raises(UserError, match=r"no \*.txt"):
-        list(TASK.records(pg19_config(books / "none"), "pg19"))
+        list(TASK.records(pg19_options(books / "none"), "pg19"))
 
 
-def test_books_come_from_the_hub_without_a_folder(monkeypatch):
+def test_books_come_from_the_hub_without_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"short_book_title": "A Book", "text": "The grass"}, {"short_book_title": "A Book", "text": "The sky"}]
     monkeypatch.setattr("datasets.load_dataset", lambda name, split: rows if split == "test" else None)
-    cfg = pg19_config(None)
-    records = list(TASK.records(cfg, "pg19"))
+    opts = pg19_options(None)
+    records = list(TASK.records(opts, "pg19"))
     assert [record["id"] for record in records] == ["000 A Book", "001 A Book"]
-    assert TASK.prompt(cfg, "pg19", records[1], TOKENIZER) == TOKENIZER("The sky")["input_ids"]
+    assert TASK.prompt(opts, "pg19", records[1], TOKENIZER) == TOKENIZER("The sky")["input_ids"]
 
 
-def test_a_hub_out_of_reach_is_a_users_error(monkeypatch):
-    def offline(name, split):
+def test_a_hub_out_of_reach_is_a_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(name: str, split: str) -> None:
         raise ConnectionError("no\nroute")
 
     monkeypatch.setattr("datasets.load_dataset", offline)
-    with pytest.raises(UserError, match="ConnectionError: no route.*data_dir"):
-        list(TASK.records(pg19_config(None), "pg19"))
+    with pytest.raises(UserError, match=r"ConnectionError: no route.*data_dir"):
+        list(TASK.records(pg19_options(None), "pg19"))
 
 
-def test_prompt_is_cut_to_the_target(books):
-    cfg = pg19_config(books, max_pe=100)
-    for record in TASK.records(cfg, "pg19"):
-        ids = TASK.prompt(cfg, "pg19", record, TOKENIZER)
+def test_prompt_is_cut_to_the_target(books: Path) -> None:
+    opts = pg19_options(books, max_pe=100)
+    for record in TASK.records(opts, "pg19"):
+        ids = TASK.prompt(opts, "pg19", record, TOKENIZER)
         assert len(ids) == 100
         assert ids == TOKENIZER(record["path"].read_text())["input_ids"][:100]
 
 
-def test_losses_agree_with_the_stock_models_logits(books):
+def test_losses_agree_with_the_stock_models_logits(books: Path) -> None:
     """An independent computation: all logits at once, log-softmax, in fp64."""
-    cfg = pg19_config(books, stride=333)
+    opts = pg19_options(books, stride=333)
     model = tiny_model()
-    lines = predict(cfg, model)
+    lines = predict(opts, model)
     sums = dict.fromkeys((1024, 2048), 0.0)
     counts = dict.fromkeys((1024, 2048), 0)
-    by_book = {1024: [], 2048: []}
-    for record, line in zip(TASK.records(cfg, "pg19"), lines, strict=True):
-        ids = torch.tensor([TASK.prompt(cfg, "pg19", record, TOKENIZER)])
+    by_book: dict[int, list[float]] = {1024: [], 2048: []}
+    for record, line in zip(TASK.records(opts, "pg19"), lines, strict=True):
+        ids = torch.tensor([TASK.prompt(opts, "pg19", record, TOKENIZER)])
         with torch.no_grad():
             logits = model(ids).logits.double().log_softmax(-1)
         losses = -logits[0, :-1].gather(-1, ids[0, 1:, None])[:, 0]
@@ -89,67 +118,70 @@ def test_losses_agree_with_the_stock_models_logits(books):
                 sums[length] += losses[: length - 1].sum().item()
                 counts[length] += length - 1
                 by_book[length].append(losses[: length - 1].mean().exp().item())
-    documents = TASK.score(cfg, {"pg19": lines})
+    documents = TASK.score(opts, {"pg19": lines})
     assert documents["result.json"] == {
         str(length): pytest.approx(math.exp(sums[length] / counts[length]), rel=1e-5) for length in sums
     }
     steps = documents["result_detail.json"]["steps"]
     for length, values in by_book.items():
-        assert steps[str(length)]["mean_of_books"] == pytest.approx(sum(values) / len(values), rel=1e-5)
-        assert steps[str(length)]["books"] == len(values)
+        assert steps[str(length)]["mean_of_books"]["score"] == pytest.approx(sum(values) / len(values), rel=1e-5)
+        assert steps[str(length)]["mean_of_books"]["count"] == len(values)
         assert steps[str(length)]["scored_tokens"] == counts[length]
 
 
 @pytest.mark.parametrize("stride", [1, 7, 1023, 1024, 2498, 2499, 2500, 10_000])
-def test_every_token_after_the_first_is_scored_once_whatever_the_stride(books, stride):
-    cfg = pg19_config(books, max_pe=97 if stride == 1 else 2500)
-    reference = predict(cfg)
+def test_every_token_after_the_first_is_scored_once_whatever_the_stride(books: Path, stride: int) -> None:
+    opts = pg19_options(books, max_pe=97 if stride == 1 else 2500)
+    reference = predict(opts)
     assert [line["scored_tokens"] for line in reference] == [line["prefill_len"] - 1 for line in reference]
-    strided = predict(cfg.model_copy(update={"stride": stride}))
+    strided = predict(opts.model_copy(update={"stride": stride}))
     for line, expected in zip(strided, reference, strict=True):
         assert line["scored_tokens"] == expected["scored_tokens"]
         assert line["loss_sum"] == pytest.approx(expected["loss_sum"], rel=1e-6)
 
 
-def test_logits_exist_for_one_stride_at_a_time(books):
-    cfg = pg19_config(books, stride=100)
+def test_logits_exist_for_one_stride_at_a_time(books: Path) -> None:
+    opts = pg19_options(books, stride=100)
     model = tiny_model()
     sizes = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-2]))
-    predict(cfg, model)
+    predict(opts, model)
     assert max(sizes) == 100
 
 
-def test_a_length_that_a_text_just_reaches_counts():
+def test_a_length_that_a_text_just_reaches_counts() -> None:
     assert "1024" in cumulative_losses([1.0] * (STEP - 1))["loss_sums"]
     assert "1024" not in cumulative_losses([1.0] * (STEP - 2))["loss_sums"]
     sums = cumulative_losses([float(i) for i in range(2 * STEP)])["loss_sums"]
     assert sums == {"1024": sum(range(1023)), "2048": sum(range(2047))}
 
 
-def test_token_weighted_and_book_means_differ_as_they_should():
+def test_token_weighted_and_book_means_differ_as_they_should() -> None:
     lines = [cumulative_losses([2.0] * 1023), cumulative_losses([1.0] * 3000)]
     documents = score_lines(lines)
     assert documents["result.json"]["1024"] == pytest.approx(math.exp(1.5))
     assert documents["result.json"]["2048"] == pytest.approx(math.e)
-    step = documents["result_detail.json"]["steps"]["1024"]
-    assert step["mean_of_books"] == pytest.approx((math.e + math.e**2) / 2)
-    assert step["standard_error_of_books"] == pytest.approx((math.e**2 - math.e) / 2)
-    assert documents["result_detail.json"]["steps"]["2048"]["standard_error_of_books"] is None
+    steps = documents["result_detail.json"]["steps"]
+    mean, stderr = (math.e + math.e**2) / 2, (math.e**2 - math.e) / 2
+    assert steps["1024"]["mean_of_books"] == pytest.approx({"score": mean, "stderr": stderr, "count": 2})
+    # Mean losses 2 and 1 have the mean 1.5 and its standard error 0.5.
+    perplexity = {"score": math.exp(1.5), "stderr": 0.5 * math.exp(1.5), "count": 2}
+    assert steps["1024"]["perplexity"] == pytest.approx(perplexity)
+    assert steps["2048"]["mean_of_books"] == {"score": pytest.approx(math.e), "stderr": None, "count": 1}
     whole = documents["result_detail.json"]["whole_texts"]
-    assert whole["perplexity"] == pytest.approx(math.exp((2 * 1023 + 3000) / 4023))
+    assert whole["perplexity"]["score"] == pytest.approx(math.exp((2 * 1023 + 3000) / 4023))
 
 
-def test_texts_too_short_for_a_step_are_said_to_be(caplog):
+def test_texts_too_short_for_a_step_are_said_to_be(caplog: pytest.LogCaptureFixture) -> None:
     documents = score_lines([cumulative_losses([1.0] * 10)])
     assert documents["result.json"] == {}
     assert "no text has 1024 tokens" in caplog.text
 
 
-def test_an_empty_text_fails_as_a_record(tmp_path):
+def test_an_empty_text_fails_as_a_record(tmp_path: Path) -> None:
     (tmp_path / "e.txt").write_text("")
     with pytest.raises(ValueError, match="fewer than two tokens"):
-        predict(pg19_config(tmp_path))
+        predict(pg19_options(tmp_path))
 
 
 def test_step_sets_the_lengths_that_are_scored() -> None:

@@ -4,35 +4,22 @@ import pytest
 import torch
 
 from tasks.metrics.bootstrap import bootstrap_stderr
-from tasks.metrics.summary import average, summarise
 
 
-def test_near_the_textbooks_standard_error_of_a_mean():
+def test_near_the_textbooks_standard_error_of_a_mean() -> None:
     values = [float(i % 7) for i in range(203)]
     wanted = torch.tensor(values).std(correction=0).item() / math.sqrt(len(values))
     assert bootstrap_stderr(values) == pytest.approx(wanted, rel=0.1)
 
 
-def test_the_same_in_every_run_and_none_for_one_record():
+def test_the_same_in_every_run_and_none_for_one_record() -> None:
     assert bootstrap_stderr([0.0, 1.0, 0.5]) == bootstrap_stderr([0.0, 1.0, 0.5])
     assert bootstrap_stderr([1.0]) is None
     assert bootstrap_stderr([2.0, 2.0, 2.0]) == 0.0
 
 
-def test_a_statistic_sees_the_means_of_each_resample():
+def test_a_statistic_sees_the_means_of_each_resample() -> None:
     rows = [(float(i), 2.0 * i) for i in range(30)]
     alone = bootstrap_stderr([row[0] for row in rows])
+    assert alone is not None
     assert bootstrap_stderr(rows, lambda means: means[:, 1]) == pytest.approx(2 * alone)
-
-
-def test_summaries_are_percent():
-    summary = summarise([0.0, 1.0, 1.0, 0.5])
-    assert summary["score"] == 62.5
-    assert summary["records"] == 4
-    assert summary["stderr"] == pytest.approx(100 * bootstrap_stderr([0.0, 1.0, 1.0, 0.5]), abs=1e-3)
-
-
-def test_average_of_independent_data_sets():
-    parts = [{"score": 10.0, "stderr": 3.0}, {"score": 20.0, "stderr": 4.0}]
-    assert average(parts) == {"score": 15.0, "stderr": 2.5, "datasets": 2}
-    assert average([*parts, {"score": 30.0, "stderr": None}])["stderr"] is None

@@ -20,5 +20,5 @@ from tasks.metrics.exact_match import exact_match
         ("<error>", "true", 0.0),
     ],
 )
-def test_marks(prediction, answer, score):
+def test_marks(prediction: str, answer: str, score: float) -> None:
     assert exact_match(prediction, answer) == score
