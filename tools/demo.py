@@ -50,8 +50,8 @@ def summary(folder: Path) -> Table:
     order = list(METHODS)
     for experiment in sorted(found, key=lambda e: order.index(e.method) if e.method in order else len(order)):
         keys = [_cell(experiment, length, 2) for length in NEEDLE_LENGTHS]
-        losses = [_cell(perplexity[experiment.name], length, 0) for length in PERPLEXITY_LENGTHS]
-        table.add_row(style_of(experiment.method).label, *keys, *losses)
+        perplexities = [_cell(perplexity[experiment.name], length, 0) for length in PERPLEXITY_LENGTHS]
+        table.add_row(style_of(experiment.method).label, *keys, *perplexities)
     return table
 
 

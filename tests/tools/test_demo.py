@@ -45,13 +45,13 @@ def rows_of(results: Path) -> list[list[str]]:
 
 
 def test_methods_are_in_their_order_with_means_over_depths(tmp_path: Path) -> None:
-    for method in ("repro_original", "dpi"):
-        best = method == "dpi"
+    for method in ("repro_original", "repro_yarn"):
+        best = method == "repro_yarn"
         scored(tmp_path, "needle", method, cells({length: (1.0, float(best)) for length in NEEDLE_LENGTHS}))
         scored(tmp_path, "pg19", method, dict.fromkeys(PERPLEXITY_LENGTHS, 52.4 if best else 321.6))
-    (title,), gali, original = rows_of(tmp_path)
+    (title,), yarn, original = rows_of(tmp_path)
     assert title.endswith("window 512")
-    assert gali == ["GALI", *["1.00"] * 4, *["52"] * 4]
+    assert yarn == ["YaRN", *["1.00"] * 4, *["52"] * 4]
     assert original == ["original", *["0.50"] * 4, *["322"] * 4]
 
 
