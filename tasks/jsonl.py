@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path, required: Sequence[str]) -> list[Row]:
-    """The JSON objects of a file, one a line. Raises `UserError` for a broken line or a missing field."""
+    """The JSON objects of a file, one per line. Raises `UserError` for a broken line or a missing field."""
     try:
         with path.open("rb") as file:
             return list(_parse(file, str(path), required))

@@ -17,7 +17,7 @@ def bootstrap_stderr(
 ) -> float | None:
     """Standard error of the mean score, or of `statistic`, over records; None for fewer than two.
 
-    `scores` has one number, or one row of k numbers, a record. `statistic` maps the means of all resamples,
+    `scores` has one number, or one row of k numbers, per record. `statistic` maps the means of all resamples,
     (RESAMPLES, k), to one number each, (RESAMPLES,).
     """
     values = torch.tensor(scores, dtype=torch.float64)

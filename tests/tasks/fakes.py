@@ -32,6 +32,9 @@ def byte_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
 
 @dataclass
 class Call:
+    """What an engine was asked: the prompt's token ids, and their text with special tokens."""
+
+    ids: list[int]
     prompt: str
     max_new_tokens: int
     stop_token_ids: tuple[int, ...]
@@ -56,7 +59,7 @@ class FakeEngine:
     ) -> Generation:
         ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
         text = str(self.tokenizer.decode(ids))
-        self.calls.append(Call(text, max_new_tokens, tuple(stop_token_ids), min_new_tokens))
+        self.calls.append(Call(ids, text, max_new_tokens, tuple(stop_token_ids), min_new_tokens))
         answer = self.answer(text)
         return Generation(answer, len(ids), len(self.tokenizer(answer)["input_ids"]) - 1)
 

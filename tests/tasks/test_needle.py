@@ -1,21 +1,19 @@
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
 
 from tasks import get_task, needle
 from tasks import needle_prompts as prompts
-from tasks.base import Generation, Record
+from tasks.base import Record
 from tasks.chat import chat_ids
 from tasks.errors import UserError
 from tasks.needle import NeedleOptions
 from tests.pipeline.small import word_tokenizer
-from tests.tasks.fakes import options
+from tests.tasks.fakes import FakeEngine, options
 
 TASK = get_task("needle")
 PASSKEY = get_task("passkey_retreival")
@@ -39,25 +37,9 @@ def text_of(ids: list[int]) -> str:
     return "".join(chr(i) for i in ids)
 
 
-class EchoEngine:
+def engine_saying(text: str) -> FakeEngine:
     """Answers with a fixed text, whatever the prompt."""
-
-    tokenizer: PreTrainedTokenizerBase = TOKENIZER
-
-    def __init__(self, answer: str) -> None:
-        self.answer = answer
-        self.prompts: list[list[int]] = []
-
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        max_new_tokens: int,
-        *,
-        stop_token_ids: Sequence[int] = (),
-        min_new_tokens: int = 0,
-    ) -> Generation:
-        self.prompts.append(list(prompt))
-        return Generation(self.answer, len(prompt), max_new_tokens)
+    return FakeEngine(TOKENIZER, lambda prompt: text)
 
 
 def needle_options(**keys: object) -> NeedleOptions:
@@ -195,9 +177,9 @@ def test_prediction_line_and_score() -> None:
     records = list(TASK.records(opts, "needle"))
     lines = []
     for index, record in enumerate(records):
-        engine = EchoEngine(f" The key is {record['answer']}!" if index % 4 else "no idea")
+        engine = engine_saying(f" The key is {record['answer']}!" if index % 4 else "no idea")
         line = TASK.predict(engine, opts, "needle", record)
-        assert line["prefill_len"] == len(engine.prompts[0]) == 200
+        assert line["prefill_len"] == len(engine.calls[0].ids) == 200
         assert line["final_len"] > 200
         lines.append(line)
     documents = TASK.score(opts, {"needle": lines})
@@ -253,7 +235,7 @@ def test_passkey_retrieval() -> None:
     assert ids == chat_ids(TOKENIZER, prompts.passkey_prompt(700, depths[0] / 100, needle))
     answers = [record["answer"] for record in records[:3]] + ["none"]
     lines = [
-        PASSKEY.predict(EchoEngine(answer), opts, "passkey_retrieval", record)
+        PASSKEY.predict(engine_saying(answer), opts, "passkey_retrieval", record)
         for answer, record in zip(answers, records[:4], strict=True)
     ]
     assert PASSKEY.score(opts, {"passkey_retrieval": lines})["result.json"] == {"accuracy": 0.75}

@@ -5,16 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
+from typing_extensions import override
 
 from models.DPI.losses import token_losses
 from tasks import get_task
-from tasks.base import Generation, Line
+from tasks.base import Line
 from tasks.errors import UserError
 from tasks.options import Options
 from tasks.pg19 import STEP, cumulative_losses, score_lines
 from tests.pipeline.small import WORDS, tiny_model, word_tokenizer
-from tests.tasks.fakes import options
+from tests.tasks.fakes import FakeEngine, options
 
 TASK = get_task("pg19")
 TOKENIZER = word_tokenizer()
@@ -35,24 +36,14 @@ def books(tmp_path: Path) -> Path:
     return folder
 
 
-class LossEngine:
+class LossEngine(FakeEngine):
     """A model that only gives losses."""
 
-    tokenizer: PreTrainedTokenizerBase = TOKENIZER
-
     def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(TOKENIZER, lambda prompt: "")
         self.model = model
 
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        max_new_tokens: int,
-        *,
-        stop_token_ids: Sequence[int] = (),
-        min_new_tokens: int = 0,
-    ) -> Generation:
-        raise NotImplementedError
-
+    @override
     def token_losses(self, input_ids: Sequence[int], slice_tokens: int) -> Tensor:
         return token_losses(self.model, torch.tensor([list(input_ids)]), slice_tokens)[0]
 

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from tasks import get_task
 from tasks.pictures import style
+from tasks.pictures.scores import draw_scores
 from tests.tasks.pictures.experiments import experiment
 
 
@@ -48,4 +49,6 @@ def test_an_only_score_stands_for_itself() -> None:
 def test_nothing_to_draw() -> None:
     task = get_task("longbench")
     assert task.draw([]) is None
+    perplexities = experiment("x", "dpi", {"1024": 9.0, "2048": 8.0})
+    assert draw_scores(get_task("pg19"), [perplexities]) is None, "several scores without a mean"
     assert task.draw([experiment("x", "dpi", {}), experiment("y", "dpi", {"lcc": None})]) is None
