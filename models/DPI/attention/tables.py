@@ -84,8 +84,9 @@ class Frequencies:
         found = self._tables.pop(slot, None)
         if found is None or found[0].shape[0] < length:
             capacity = -(-length // _GROWTH) * _GROWTH
-            index = torch.arange(capacity, device="cpu" if device.type == "mps" else device)
-            found = self.tables(positions(index), device, blend=positions.blend)
+            with torch.inference_mode(False):  # a pass with gradients may read them after one in inference mode
+                index = torch.arange(capacity, device="cpu" if device.type == "mps" else device)
+                found = self.tables(positions(index), device, blend=positions.blend)
         self._tables[slot] = found
         while len(self._tables) > 2 and sum(len(cos) for cos, _ in self._tables.values()) > _CACHED_KEYS:
             self._tables.popitem(last=False)

@@ -117,4 +117,4 @@ def _capability(device: torch.device) -> tuple[int, int]:
 @functools.lru_cache
 def _shared_memory(device: torch.device) -> int:
     properties: Any = torch.cuda.get_device_properties(device)
-    return properties.shared_memory_per_block_optin
+    return int(properties.shared_memory_per_block_optin)

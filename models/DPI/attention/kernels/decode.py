@@ -208,7 +208,7 @@ def _walk(
         logits = _score(k_low, k_high, c_key, s_key, a, b) * factor
         key = first_key + offset
         if NOISY:
-            logits += noise_of_query(pool, rows, piece.index, key, slope, level, piece.period, POOL)
+            logits += noise_of_query(pool, rows, piece.query, key, slope, level, piece.period, POOL)
         seen = (offset < step) & (key >= piece.start) & (key < piece.stop)
         logits = tl.where(seen[:, :, None], logits, float("-inf"))
         acc, top, total = _accumulate(logits, value, acc, top, total)
@@ -273,7 +273,7 @@ def decode_kernel(
     rows, slope, level = head, 0.0, 0.0
     if NOISY:
         hashed = tl.load(hash_keys + head).to(tl.uint32, bitcast=True)
-        rows = mix(hashed ^ mix((piece.index // 8).to(tl.uint32)))
+        rows = mix(hashed ^ mix((piece.query // 8).to(tl.uint32)))
         slope, level = tl.load(numbers) * slope_factor, tl.load(numbers) * level_factor
 
     mean, log_total = _walk(

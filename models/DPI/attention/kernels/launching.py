@@ -22,7 +22,7 @@ def descriptor(x: Tensor, block: list[int]) -> TensorDescriptor:
     return TensorDescriptor(x, x.shape, x.stride(), block)
 
 
-def on(device: torch.device) -> contextlib.AbstractContextManager:
+def on(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Inside the block kernels are launched on the device: they are on the current one."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return contextlib.nullcontext()

@@ -30,12 +30,12 @@ _SECOND_PROGRAM = 1.5
 class Piece(NamedTuple):
     """Tiles low ... high - 1 of one of a row's bands, for one program.
 
-    left: the row's first key. index: of its query. start, stop: the band's keys start ... stop - 1. step: keys of a
-    tile. cos, sin: addresses of the band's key tables. period: its noise period, -1 for none. band: its number.
+    left: the row's first key. query: the query's index. start, stop: the band's keys start ... stop - 1. step: keys of
+    a tile. cos, sin: addresses of the band's key tables. period: its noise period, -1 for none. band: its number.
     """
 
     left: int
-    index: int
+    query: int
     low: int
     high: int
     start: int
@@ -68,7 +68,7 @@ def load_piece(
     number,
     COLUMNS: tl.constexpr = _COLUMNS,
     LEFT: tl.constexpr = _AT.left,
-    INDEX: tl.constexpr = _AT.index,
+    QUERY: tl.constexpr = _AT.query,
     LOW: tl.constexpr = _AT.low,
     HIGH: tl.constexpr = _AT.high,
     START: tl.constexpr = _AT.start,
@@ -83,7 +83,7 @@ def load_piece(
     record = pieces + number * COLUMNS
     return Piece(
         left=_whole(record + LEFT),
-        index=_whole(record + INDEX),
+        query=_whole(record + QUERY),
         low=_whole(record + LOW),
         high=_whole(record + HIGH),
         start=_whole(record + START),
@@ -117,7 +117,7 @@ def prepare_step(
     if previous is not None:
         splits = max(splits, previous.pieces.shape[1])
     cos, sin = (table.data_ptr() for table in tables[0])
-    idle = Piece(left=0, index=0, low=0, high=0, start=0, stop=0, step=1, cos=cos, sin=sin, period=-1, band=0)
+    idle = Piece(left=0, query=0, low=0, high=0, start=0, stop=0, step=1, cos=cos, sin=sin, period=-1, band=0)
     flat = [column for row in rows for piece in row + [idle] * (splits - len(row)) for column in piece]
     pieces = torch.tensor(flat).view(batch, splits, len(idle))  # flat, because nested lists take ten times as long
     half = tables[0][0].shape[1]
@@ -189,7 +189,7 @@ def _lay_out(
             whole.append(
                 Piece(
                     left=row.left,
-                    index=segment.first,
+                    query=segment.first,
                     low=tiles[-1][0],
                     high=tiles[-1][1],
                     start=start,
