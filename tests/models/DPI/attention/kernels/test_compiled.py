@@ -7,11 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
-import pytest
-
 from tests.conftest import ROOT
-
-pytest.importorskip("triton")
 
 CHUNK_FREE = {"local_window": 16, "chunk_coe": 1}
 NOISE = CHUNK_FREE | {"noise_type": "gaussian"}

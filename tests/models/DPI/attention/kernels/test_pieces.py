@@ -4,19 +4,19 @@ import itertools
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.DPI.attention.kernels import pieces
 from models.DPI.attention.prepared import PreparedStep
 from models.DPI.methods import build_method
 from models.DPI.planning import Padding, make_plan
 from tests.models.DPI import oracle
 
-pytest.importorskip("triton")
-
-from models.DPI.attention.kernels import pieces
-
 CPU = torch.device("cpu")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROPE = oracle.rope(64, 32)
 bands = st.lists(
     st.tuples(st.integers(0, 50), st.integers(1, 2500)).map(lambda t: (t[0], sum(t))), min_size=1, max_size=3
@@ -58,6 +58,43 @@ def _prepare(n: int, rows: int = 1, previous: PreparedStep | None = None) -> Pre
     method = build_method("dpi", {"chunk_coe": 1, "local_window": 16}, 64)
     plan = make_plan(method, ROPE, Padding(None, n - 1, 1, rows), seed=0)
     return pieces.prepare_step(plan, rows, 4, 2, 32, CPU, previous=previous, multiple=4)
+
+
+@triton.jit
+def _copy_piece(records, number, out):
+    piece = pieces.load_piece(records, number)
+    tl.store(out + 0, piece.left)
+    tl.store(out + 1, piece.query)
+    tl.store(out + 2, piece.low)
+    tl.store(out + 3, piece.high)
+    tl.store(out + 4, piece.start)
+    tl.store(out + 5, piece.stop)
+    tl.store(out + 6, piece.step)
+    tl.store(out + 7, piece.period)
+    tl.store(out + 8, piece.band)
+    tl.store(out + 9, tl.load(piece.cos + 5).to(tl.int32))
+    tl.store(out + 10, tl.load(piece.sin + 5).to(tl.int32))
+
+
+def test_the_kernel_loads_what_the_host_wrote() -> None:
+    cos, sin = (torch.arange(first, first + 8.0, device=DEVICE) for first in (100, 200))
+    piece = pieces.Piece(
+        left=1,
+        query=2,
+        low=3,
+        high=4,
+        start=5,
+        stop=6,
+        step=7,
+        cos=cos.data_ptr(),
+        sin=sin.data_ptr(),
+        period=8,
+        band=9,
+    )
+    records = torch.tensor([[0] * len(piece), piece], device=DEVICE)
+    out = torch.zeros(11, dtype=torch.int32, device=DEVICE)
+    _copy_piece[(1,)](records, 1, out)
+    assert out.tolist() == [*range(1, 10), 105, 205]
 
 
 def test_a_step_is_written_where_the_one_before_was() -> None:
