@@ -1,1 +1,1 @@
-"""The measurements and pictures of `analysis_paper.ipynb`: small modules, so that its cells only call."""
+"""The measurements and pictures of `analysis_paper.ipynb`: each module measures one thing and draws it."""

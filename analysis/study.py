@@ -7,7 +7,7 @@ compared with it. Any other model keeps its window.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.DPI.dpi import get_model_and_tokenizer
-from models.DPI.methods import Rope, build_method
+from models.DPI.methods import METHODS, Rope, build_method
+from models.DPI.methods.original import Original
 from models.DPI.patches.Llama import install, rope_of, uninstall
-from pipeline.figures import STYLES
-from pipeline.loading import read_model_config
+from pipeline.model_loader import read_model_config
 
 Params = dict[str, Any]
 
@@ -47,8 +47,8 @@ class Study:
         return max(1, self.window // 4)
 
     def methods(self, target: int) -> dict[str, Params]:
-        """All methods with parameters that reach `target`, as the paper sets them; GALI first."""
-        return paper_methods(self.window, target)
+        """All methods with parameters that reach `target`, as each sets them itself; GALI first."""
+        return {name: method.params_for(self.window, target) for name, method in METHODS.items()}
 
 
 _STUDIES = {
@@ -72,32 +72,13 @@ def study_of(model: str, short: bool = False) -> Study:
     return replace(study, maps=window + window // 2, longest=2 * window, needles=(window - 12,), depths=2, texts=1)
 
 
-def paper_methods(window: int, target: int) -> dict[str, Params]:
-    """Parameters by method.
-
-    GALI's chunk is shorter than its tail. SelfExtend keeps half a window of neighbours, with the smallest group.
-    """
-    factor = max(1.0, target / window)
-    neighbours = window // 2
-    group = max(1, math.ceil((target - neighbours) / (window - neighbours)))
-    params: dict[str, Params] = {
-        "dpi": {"chunk_coe": max(1, 3 * window // 8), "local_window": window // 2},
-        "repro_se": {"group_size": group, "window_size": neighbours},
-        "repro_chunkllama": {"local_window": window // 16, "mscale": 0.1},
-        "repro_ntk": {"factor": factor},
-        "repro_dynamic_ntk": {"factor": factor},
-        "repro_yarn": {"factor": factor},
-        "repro_original": {},
-    }
-    return {name: params[name] for name in STYLES if name in params}
-
-
 class Subject:
     """A loaded model on which methods are put in turn."""
 
     def __init__(self, study: Study) -> None:
+        """Load the study's model, without a method."""
         self.study = study
-        model, tokenizer = get_model_and_tokenizer(study.model, None, "repro_original", {}, study.window)
+        model, tokenizer = get_model_and_tokenizer(study.model, None, Original.name, {}, study.window)
         self.model: PreTrainedModel = model
         self.tokenizer: PreTrainedTokenizerBase = tokenizer
 
@@ -111,25 +92,36 @@ class Subject:
         stock: Any = uninstall(self.model)
         return rope_of(stock.config, stock.base_model.rotary_emb, self.study.window)
 
-    def tokens(self, texts: list[str], length: int) -> list[Tensor]:
-        """The first `length` tokens of each of the study's texts that has so many: (1, length) each.
+    def tokens(self, texts: Iterable[str], length: int) -> list[Tensor]:
+        """The first `length` tokens of the first texts that have so many, as many as the study reads: (1, length) each.
 
         Raises ValueError if none has.
         """
-        found: list[Tensor] = []
+        return [ids for _, ids in self._read(texts, length)]
+
+    def long_enough(self, texts: Iterable[str], length: int) -> list[str]:
+        """The beginnings of the same texts. Raises ValueError if none has `length` tokens."""
+        return [text for text, _ in self._read(texts, length)]
+
+    def _read(self, texts: Iterable[str], length: int) -> list[tuple[str, Tensor]]:
+        found: list[tuple[str, Tensor]] = []
         for text in texts:
             # A token has rarely more than eight characters: a book need not be tokenised whole.
-            ids = self.tokenizer(text[: 16 * length], return_tensors="pt", verbose=False)["input_ids"]
-            if ids.shape[1] >= length and len(found) < self.study.texts:
-                found.append(ids[:, :length].to(self.model.device))
+            beginning = text[: 16 * length]
+            ids = self.tokenizer(beginning, return_tensors="pt", verbose=False)["input_ids"]
+            if ids.shape[1] >= length:
+                found.append((beginning, ids[:, :length].to(self.model.device)))
+            if len(found) == self.study.texts:
+                break
         if not found:
             raise ValueError(f"no text has {length} tokens; give a folder with longer ones")
         return found
 
 
-def each_method(methods: dict[str, Params], what: str) -> tqdm:
+def each_method(methods: Mapping[str, Params], what: str) -> Iterable[tuple[str, Params]]:
     """(name, parameters) of each method, behind a progress bar."""
-    return tqdm(methods.items(), desc=what, unit="method", leave=False)
+    items: Iterable[tuple[str, Params]] = tqdm(methods.items(), desc=what, unit="method", leave=False)
+    return items
 
 
 def seed_everything(seed: int = 0) -> None:

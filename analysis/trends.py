@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
+from analysis.pictures import panels
 from pipeline import store
-from pipeline.report import average, flatten, read_experiment
+from pipeline.report import read_experiment
 from tasks import get_task
 from tasks.errors import UserError
+from tasks.pictures.style import style_of, tidy
+from tasks.results import RESULT_FILE
 
 COLUMNS = ["task", "model", "method", "experiment", "target", "score", "datasets", "complete"]
 
@@ -27,13 +32,35 @@ def collect_trends(results: Path, task_name: str) -> pd.DataFrame:
     rows = []
     for folder in folders:
         experiment = read_experiment(folder, task)
-        if experiment.result is None or experiment.target is None:
+        mean = task.average(experiment.scores.get(RESULT_FILE, {}))
+        if mean is None or experiment.target is None:
             continue
-        scores = flatten(experiment.result)
-        mean = average(scores)
-        if mean is not None:
-            model = (experiment.model or "").rstrip("/").split("/")[-1]
-            complete = not experiment.needs_mark
-            rows.append((task_name, model, experiment.method, experiment.name, experiment.target, mean, len(scores),
-                         complete))  # fmt: skip
+        model = (experiment.model or "").rstrip("/").split("/")[-1]
+        head = (task_name, model, experiment.method, experiment.name, experiment.target)
+        rows.append((*head, mean.score, mean.count, not experiment.needs_mark))
     return pd.DataFrame(rows, columns=COLUMNS).sort_values("target", kind="stable", ignore_index=True)
+
+
+def draw(trends: pd.DataFrame) -> Figure:
+    """Mean scores over target lengths: a panel per benchmark and model, a line per method, its best experiments.
+
+    Points of incomplete experiments are hollow.
+    """
+    tables = list(trends.groupby(["task", "model"], sort=False))
+    figure, axes = panels(len(tables), 3, (4.4, 3.4), (1.6, 0.4))
+    used = {}
+    for axis, ((task, model), table) in zip(axes, tables, strict=True):
+        for method, points in table.groupby("method", sort=False):
+            best = points.loc[points.groupby("target")["score"].idxmax()]
+            style = style_of(str(method))
+            drawn: dict[str, Any] = {"color": style.colour, "marker": style.marker}
+            (used[style.label],) = axis.plot(best["target"] / 1024, best["score"], linewidth=1.6, **drawn)
+            hollow = best[~best["complete"]]
+            axis.plot(hollow["target"] / 1024, hollow["score"], linestyle="none", markerfacecolor="white", **drawn)
+        axis.set_xticks(sorted(set(table["target"] / 1024)))
+        axis.set_xlabel("target length, × 1,024 tokens")
+        axis.set_ylabel("mean score over data sets")
+        axis.set_title(f"{get_task(str(task)).label}, {model}", fontsize=10)
+        tidy(axis)
+    figure.legend(used.values(), used.keys(), fontsize=8, frameon=False, loc="outside right center")
+    return figure

@@ -1,0 +1,1 @@
+"""Speed, memory and losses; `RESULTS.md` holds what was measured."""

@@ -2,7 +2,7 @@
 
 The shape is that of Llama-3-8B's attention: bf16, 32 query heads, 8 key heads, 128 wide. Every time is a median by
 device events, with a cold L2 cache; decoding steps are replayed from a CUDA graph, so that launches cost nothing.
-Turning keys and queries is part of this project's times and not of PyTorch's, which get plain causal attention.
+Rotating keys and queries is part of this project's times and not of PyTorch's, which get plain causal attention.
 TFLOP/s count the logits that a query may see.
 """
 
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -46,11 +47,11 @@ class Case:
 
     name: str
     method: str
-    params: dict
+    params: dict[str, Any]
     window: int
     keys: int
     queries: int
-    targets: dict
+    targets: dict[str, float]
     batch: int = 1
 
 
@@ -81,7 +82,7 @@ class Result:
     flash: float | None
     cudnn: float | None
     work: float  # FLOP of a prefill, bytes of a decoding step
-    targets: dict
+    targets: dict[str, float]
 
     def relative(self, kernel: str) -> float | None:
         """Speed relative to one of PyTorch's kernels."""
@@ -123,7 +124,7 @@ def measure(
     with torch.cuda.graph(graph):
         for one in inputs:
             run(*one)
-    times = []
+    times: list[float] = []
     for _ in range(30):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()

@@ -1,4 +1,4 @@
-"""Mean loss beyond the window on one long text, for every method: python -m benchmarks.losses --text FOLDER.
+"""Mean loss beyond the window on one long text, for settings of methods: python -m benchmarks.losses --text FOLDER.
 
 The text is the folder's .txt files, sorted by name and joined by a blank line, tokenised whole; tokens
 `--offset` ... `--offset` + `--length` - 1 are read in one forward pass. The loss is the mean over the tokens whose
@@ -15,38 +15,24 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from models.DPI.dpi import get_model_and_tokenizer
-from models.DPI.methods import build_method
+from models.DPI.losses import mean_loss_beyond
+from models.DPI.methods import METHODS, build_method
+from models.DPI.methods.original import Original
 from models.DPI.patches.Llama import install
 
-# Tokens whose logits are formed at a time: 1,024 x 49,152 fp32 numbers are 192 MiB.
-LOGIT_SLICE = 1024
-
-METHODS: list[tuple[str, str, dict[str, Any]]] = [
-    ("dpi, chunk 3000, ω 128", "dpi", {"chunk_coe": 3000, "local_window": 128}),
-    ("dpi, chunk 512, ω 2048", "dpi", {"chunk_coe": 512, "local_window": 2048}),
-    ("dpi, chunk-free, ω 1024", "dpi", {"chunk_coe": 1, "local_window": 1024}),
-    ("SelfExtend (3, 4096)", "repro_se", {"group_size": 3, "window_size": 4096}),
-    ("ChunkLlama (1024, 0.05)", "repro_chunkllama", {"local_window": 1024, "mscale": 0.05}),
-    ("YaRN 2", "repro_yarn", {"factor": 2.0}),
-    ("NTK 2", "repro_ntk", {"factor": 2.0}),
-    ("original", "repro_original", {}),
-]
-
-
-def loss_beyond_window(model: PreTrainedModel, input_ids: torch.Tensor, window: int) -> float:
-    """Mean negative log-likelihood, nats, of tokens window ... N - 1. input_ids: (1, N)."""
-    total = 0.0
-    with torch.no_grad():
-        hidden = model.base_model(input_ids, use_cache=False).last_hidden_state[0, window - 1 : -1]
-        targets = input_ids[0, window:]
-        for first in range(0, len(targets), LOGIT_SLICE):
-            logits = model.lm_head(hidden[first : first + LOGIT_SLICE]).float()
-            part = torch.nn.functional.cross_entropy(logits, targets[first : first + LOGIT_SLICE], reduction="sum")
-            total += part.item()
-    return total / len(targets)
+# Method, what is said of its parameters behind its label, parameters.
+SETTINGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("dpi", ", chunk 3000, ω 128", {"chunk_coe": 3000, "local_window": 128}),
+    ("dpi", ", chunk 512, ω 2048", {"chunk_coe": 512, "local_window": 2048}),
+    ("dpi", ", chunk-free, ω 1024", {"chunk_coe": 1, "local_window": 1024}),
+    ("repro_se", " (3, 4096)", {"group_size": 3, "window_size": 4096}),
+    ("repro_chunkllama", " (1024, 0.05)", {"local_window": 1024, "mscale": 0.05}),
+    ("repro_yarn", " 2", {"factor": 2.0}),
+    ("repro_ntk", " 2", {"factor": 2.0}),
+    ("repro_original", "", {}),
+)
 
 
 def main() -> None:
@@ -61,7 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
 
-    model, tokenizer = get_model_and_tokenizer(arguments.model, None, "repro_original", {}, dtype=arguments.dtype)
+    model, tokenizer = get_model_and_tokenizer(arguments.model, None, Original.name, {}, dtype=arguments.dtype)
     window = model.config.max_position_embeddings
     text = "\n\n".join(path.read_text(encoding="utf-8") for path in sorted(arguments.text.glob("*.txt")))
     ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids
@@ -72,11 +58,12 @@ def main() -> None:
     table = Table(title=f"{arguments.model}, tokens {window} to {ids.shape[1] - 1}, {model.dtype}, {model.device}")
     for column in ("method", "mean loss", "seconds"):
         table.add_column(column, justify="left" if column == "method" else "right")
-    chosen = [row for row in METHODS if not arguments.only or arguments.only in row[0]]
+    rows = [(METHODS[name].label + said, name, params) for name, said, params in SETTINGS]
+    chosen = [row for row in rows if not arguments.only or arguments.only in row[0]]
     for label, name, params in tqdm(chosen, unit="method"):
-        install(model, build_method(name, params, window, ids.shape[1] if name != "repro_original" else None), window)
+        install(model, build_method(name, params, window, ids.shape[1]), window)
         began = time.perf_counter()
-        loss = loss_beyond_window(model, ids, window)
+        loss = mean_loss_beyond(model, ids, window)
         table.add_row(label, f"{loss:.4f}", f"{time.perf_counter() - began:.1f}")
     Console().print(table)
     Console().print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")

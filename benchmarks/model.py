@@ -1,4 +1,4 @@
-"""Speed and memory of every method on a whole model beside the stock model: python -m benchmarks.model
+"""Speed and memory of methods on a whole model beside the stock model: python -m benchmarks.model
 
 The model has Llama-3-8B's shape and random weights. Prefill is one forward pass over the prompt with a cache, decoding
 the steps after it, both by the clock on the wall; the stock model attends through PyTorch's SDPA, once as that chooses
@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -20,29 +21,29 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
-from models.DPI.methods import build_method
+from models.DPI.methods import METHODS, build_method
 from models.DPI.patches.Llama import install, uninstall
 
 WINDOW = 8192
 TARGET = 1.1  # GALI's prefill, decoding and memory, relative to the stock model's, at most
-# Name, method, parameters. The first is measured against the target.
-METHODS: tuple[tuple[str, str, dict], ...] = (
-    ("GALI chunk-free", "dpi", {"chunk_coe": 1, "local_window": 2048}),
-    ("GALI chunk-free, recorded", "dpi", {"chunk_coe": 1, "local_window": 2048}),
-    ("GALI chunks of 3,000", "dpi", {"chunk_coe": 3000, "local_window": 128}),
-    ("GALI chunks of 3,000, noise", "dpi", {"chunk_coe": 3000, "local_window": 128, "noise_type": "gaussian"}),
-    ("SelfExtend", "repro_se", {"group_size": 32, "window_size": 2048}),
-    ("ChunkLlama", "repro_chunkllama", {}),
-    ("NTK", "repro_ntk", {"factor": 16.0}),
-    ("Dyn-NTK", "repro_dynamic_ntk", {"factor": 16.0}),
-    ("YaRN", "repro_yarn", {"factor": 16.0}),
-    ("original", "repro_original", {}),
+# Method, what is said of its parameters behind its label, parameters. The first is measured against the target.
+SETTINGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("dpi", " chunk-free", {"chunk_coe": 1, "local_window": 2048}),
+    ("dpi", " chunk-free, recorded", {"chunk_coe": 1, "local_window": 2048}),
+    ("dpi", " chunks of 3,000", {"chunk_coe": 3000, "local_window": 128}),
+    ("dpi", " chunks of 3,000, noise", {"chunk_coe": 3000, "local_window": 128, "noise_type": "gaussian"}),
+    ("repro_se", "", {"group_size": 32, "window_size": 2048}),
+    ("repro_chunkllama", "", {}),
+    ("repro_ntk", "", {"factor": 16.0}),
+    ("repro_dynamic_ntk", "", {"factor": 16.0}),
+    ("repro_yarn", "", {"factor": 16.0}),
+    ("repro_original", "", {}),
 )
 
 
 @dataclass(frozen=True)
 class Result:
-    """prefill in seconds, decoding in milliseconds a token, memory: the peak in GiB, of it over the weights."""
+    """prefill in seconds, decoding in milliseconds per token, memory: the peak in GiB, of it over the weights."""
 
     name: str
     prefill: float
@@ -63,7 +64,6 @@ def build_model(layers: int) -> LlamaForCausalLM:
         max_position_embeddings=WINDOW,
         rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
     )
-    config._attn_implementation = "sdpa"
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -71,7 +71,9 @@ def build_model(layers: int) -> LlamaForCausalLM:
             model = LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(torch.float32)
-    return model.eval()
+    model.set_attn_implementation("sdpa")
+    model.eval()
+    return model
 
 
 @torch.no_grad()
@@ -141,7 +143,8 @@ def main(arguments: list[str] | None = None) -> int:
         results.append(measure("stock, SDPA", model, ids, options.steps, options.repeats))
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             results.append(measure("stock, FlashAttention", model, ids, options.steps, options.repeats))
-    for name, method, params in METHODS:
+    for method, said, params in SETTINGS:
+        name = METHODS[method].label + said
         if options.only not in name:
             continue
         target = options.length + options.steps + 3

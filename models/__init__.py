@@ -1,0 +1,1 @@
+"""Model code: `DPI` holds the methods, `tiny` the embedded model."""

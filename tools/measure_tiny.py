@@ -22,23 +22,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.DPI.dpi import get_model_and_tokenizer
+from models.DPI.losses import token_losses
+from models.DPI.methods import Method
+from models.DPI.methods.dpi import DPI
+from models.DPI.methods.original import Original
 from tasks.needle_prompts import depths, draw_passkey, fit_prompt, passkey_needle
 from tools.tiny_data import CHARACTERS_PER_TOKEN, read_texts
 
+MEASURED: tuple[type[Method], ...] = (Original, DPI)
 MULTIPLES = (1, 2, 4, 8, 16)
 NEW_TOKENS = 9
 """A space, six digits, a full stop and the end."""
-
-
-def method_parameters(window: int) -> dict[str, dict[str, Any]]:
-    """The methods measured. GALI has ω = W/2, and chunks that fit into its tail."""
-    gali = {"local_window": window // 2, "chunk_coe": 3 * window // 8, "noise_type": "no"}
-    return {"repro_original": {}, "dpi": gali}
 
 
 def passkey_prompts(
@@ -68,6 +66,7 @@ def passkey_prompts(
 def passkey_accuracy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, length: int, count: int
 ) -> dict[str, float | int]:
+    """The shares of `count` prompts of `length` tokens, answer included, whose continuation holds the key."""
     generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[assignment]
     right = [0, 0]
     prompts = passkey_prompts(text, tokenizer, length - NEW_TOKENS, count)
@@ -93,8 +92,7 @@ def perplexity(
     total = 0.0
     for piece in tqdm(pieces, desc=f"perplexity {length}", unit="piece", leave=False):
         ids = torch.cat([start, piece[None, :-1]], dim=1).to(model.device)  # (1, length)
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        total += F.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+        total += float(token_losses(model, ids).double().sum())
     scored = len(pieces) * (length - 1)
     return {"perplexity": math.exp(total / scored), "scored_tokens": scored}
 
@@ -110,16 +108,19 @@ def text_blocks(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row a method and length."""
+    """One row per method and length."""
     texts = read_texts(args.data)
-    for method, params in method_parameters(args.window).items():
-        model, tokenizer = get_model_and_tokenizer(args.model, None, method, params, args.window, device=args.device)
+    for method in MEASURED:
+        params = method.params_for(args.window, max(args.multiples) * args.window)
+        model, tokenizer = get_model_and_tokenizer(
+            args.model, None, method.name, params, args.window, device=args.device
+        )
         model.eval()
         blocks = text_blocks(texts, tokenizer, MULTIPLES[-1] * args.window, args.blocks)
         for multiple in args.multiples:
             length = multiple * args.window
             yield {
-                "method": method,
+                "method": method.name,
                 "params": params,
                 "length": length,
                 **passkey_accuracy(model, tokenizer, "\n\n".join(texts), length, args.prompts),
@@ -140,12 +141,13 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, and write the rows as they come."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of *.txt files that the model never saw")
     parser.add_argument("--model", default="tiny", help="short name or folder (default: tiny)")
     parser.add_argument("--window", type=int, default=512, help="its window in tokens (default: 512)")
     parser.add_argument("--multiples", type=int, nargs="+", default=MULTIPLES, choices=MULTIPLES, metavar="N")
-    parser.add_argument("--prompts", type=int, default=48, help="passkey prompts a length (default: 48)")
+    parser.add_argument("--prompts", type=int, default=48, help="passkey prompts of each length (default: 48)")
     parser.add_argument("--blocks", type=int, default=2, help="blocks of every text for perplexity (default: 2)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, required=True, help="JSON file; a Markdown table is written beside it")

@@ -62,13 +62,14 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 
 @dataclass(frozen=True)
 class Corpus:
-    """The training text twice: as one string for haystacks, and as one stream of tokens, `<s> text </s>` a file."""
+    """The training text twice: as one string for haystacks, and as one stream of tokens, `<s> text </s>` per file."""
 
     text: str
     tokens: Tensor  # (N,) int16 or int32
 
     @classmethod
     def encode(cls, texts: list[str], tokenizer: Tokenizer) -> Corpus:
+        """Join the texts, and tokenise them one by one."""
         small = tokenizer.get_vocab_size() <= torch.iinfo(torch.int16).max
         end = tokenizer.token_to_id(EOS)
         rows = [torch.tensor([*encoding.ids, end]) for encoding in tokenizer.encode_batch(texts)]
@@ -79,7 +80,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
     """Item `step` is the batch of that step: tokens (B, window + 1) int64 and, for the targets `tokens[:, 1:]`, which
     of them answer a passkey question, (B, window) bool.
 
-    The first `round(passkey_fraction * batch_size)` rows are passkey prompts with their answer, one a row: as long
+    The first `round(passkey_fraction * batch_size)` rows are passkey prompts with their answer, one per row: as long
     as the window allows in one half, of any length in the other, and there text lies before and after. The key stands
     at any depth. The other rows are windows of text; one half of them begins with `<s>`, the other in mid-text.
     """
@@ -95,6 +96,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         passkey_fraction: float,
         seed: int,
     ) -> None:
+        """Raise `ValueError` if the corpus is shorter than a window, or the window than a passkey prompt."""
         self.corpus, self.tokenizer = corpus, tokenizer
         self.steps, self.batch_size, self.window, self.seed = steps, batch_size, window, seed
         self.passkey_rows = round(passkey_fraction * batch_size)
@@ -112,9 +114,11 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
             )
 
     def __len__(self) -> int:
+        """Steps."""
         return self.steps
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of a step. Raises `IndexError` beyond the last."""
         if not 0 <= step < self.steps:
             raise IndexError(step)
         rng = random.Random(f"{self.seed}/{step}")

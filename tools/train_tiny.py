@@ -86,6 +86,7 @@ class WeightedLoss(nn.Module):
     """The training loss of a model: cross-entropy in which the answers of passkey prompts weigh `answer_weight`."""
 
     def __init__(self, model: LlamaForCausalLM, answer_weight: float) -> None:
+        """Other tokens than those of answers weigh 1."""
         super().__init__()
         self.model, self.answer_weight = model, answer_weight
 
@@ -201,6 +202,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Recipe]:
+    """The command line, and the recipe in it. Exits with status 2 for one that makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of *.txt files to learn from")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
@@ -222,6 +224,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Recipe
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train, log and save."""
     args, recipe = parse(argv)
     device = torch.device(args.device)
     texts = read_texts(args.data)

@@ -38,11 +38,15 @@ def load(
     # What can be checked without the model, before anything is fetched.
     build_method(method, params, max_position_embeddings, target_length)
     check_implementation(attn_impl)
+    if device is not None and (device_map is not None or tp_plan is not None):
+        raise ValueError(
+            f"device = {device!r} goes with neither device_map nor tp_plan, which place the model; give one"
+        )
     device = _device(device)
     dtype = _dtype(dtype, device)
     source = resolve(model_name)
     config = AutoConfig.from_pretrained(source.folder, **source.options) if config is None else config
-    window = config.max_position_embeddings if max_position_embeddings is None else max_position_embeddings
+    window = window_of(config) if max_position_embeddings is None else max_position_embeddings
     built = build_method(method, params, window, target_length)
     check_config(config, built)
     placement: dict[str, Any] = {}
@@ -53,22 +57,42 @@ def load(
     # Pickled weights can run code of their own; they are not read.
     weights = {} if "gguf_file" in source.options else {"use_safetensors": True}
     tokenizer = AutoTokenizer.from_pretrained(source.folder, **source.options)
-    model = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         source.folder,
         config=config,
         dtype=dtype,
         attn_implementation=stock_attention,
+        output_loading_info=True,
         **placement,
         **weights,
         **source.options,
     )
+    model, report = loaded
+    absent = sorted(map(str, report["missing_keys"]))
+    if absent:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        raise ValueError(
+            f"model: the weights of {model_name} lack {', '.join(absent[:3])}{more}, which would be random; "
+            "fetch or save the model anew"
+        )
     if not placement:
-        model.to(device)  # type: ignore[arg-type]
+        model.to(device)
     model.eval()
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # batches and generation need one
     tokenizer.padding_side = "left"
     return install(model, built, window, attn_impl=attn_impl, seed=seed), tokenizer
+
+
+def window_of(config: PreTrainedConfig) -> int:
+    """W of a model's configuration, in tokens. Raises ValueError if it says none."""
+    window = getattr(config, "max_position_embeddings", None)
+    if window is None:
+        raise ValueError(
+            f"the configuration of model_type = {config.model_type!r} has no max_position_embeddings, the window; "
+            "methods are for text models with rotary positions, give the text part's configuration"
+        )
+    return int(window)
 
 
 def resolve(model_name: str) -> Source:

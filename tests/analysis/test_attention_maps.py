@@ -1,19 +1,31 @@
-"""Averages over heads and layers: equal to those of `output_attentions=True`, in the memory of one map."""
+"""Averages over heads and layers: equal to those of `output_attentions=True`, in the memory of one map; differences."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from analysis.attention_maps import mean_attention, row_entropy, thumbnail
+from analysis.attention_maps import (
+    by_distance,
+    distance_groups,
+    draw_differences,
+    mean_attention,
+    row_entropy,
+    thumbnail,
+)
 from models.DPI import dpi, dpi_withoutflash
+from models.DPI.methods.dpi import DPI
+from models.DPI.methods.selfextend import SelfExtend
 from models.DPI.patches.Llama import uninstall
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +84,8 @@ def test_padding_has_no_part(folder: Path) -> None:
     found = mean_attention(model, ids, mask, block=16)
     torch.testing.assert_close(found[:1], mean_attention(model, ids[:1]), atol=2e-6, rtol=0)
     torch.testing.assert_close(found[1:, 21:, 21:], mean_attention(model, ids[1:, 21:]), atol=2e-6, rtol=0)
-    assert not found[1, :21].any() and not found[1, :, :21].any()
+    assert not found[1, :21].any()
+    assert not found[1, :, :21].any()
 
 
 def test_a_model_without_a_method_is_refused(make_model: Callable[..., PreTrainedModel]) -> None:
@@ -134,3 +147,27 @@ def test_memory_is_that_of_one_map() -> None:
     length = 3_001
     one_map = 4 * length**2
     assert _raised(length, layers=12) < 2 * one_map
+
+
+def test_groups_cover_every_distance_once() -> None:
+    assert distance_groups(19, 8) == [(0, 4), (4, 8), (8, 12), (12, 16), (16, 19)]
+
+
+def test_differences_by_hand() -> None:
+    original = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0.25, 0.25, 0.5]])
+    method = torch.tensor([[1.0, 0, 0], [0.05, 0.95, 0], [0.25, 0.5, 0.25]])
+    table = by_distance(original, {"dpi": method}, [(0, 1), (1, 3)])
+    assert table["absolute"].tolist() == pytest.approx([(0.45 + 0.25) / 2.0, (0.45 + 0.25 + 0) / 1.0])
+    # Ratios of the second group: 0.1, 2 and 1.
+    assert table["q50"].tolist()[1] == pytest.approx(0)
+    assert table["q5"].tolist()[1] == pytest.approx(-1)
+    assert table["q95"].tolist()[1] == pytest.approx(math.log10(2))
+
+
+def test_bars_have_the_colours_of_their_methods() -> None:
+    names = ["dpi", "repro_se"]
+    rows = [(name, 0, 4, 0.5, -1.0, -0.5, 0.0, 0.5, 1.0) for name in names]
+    table = pd.DataFrame(rows, columns=["method", "low", "high", "absolute", "q5", "q25", "q50", "q75", "q95"])
+    figure = draw_differences(table, window=4)
+    found = [to_hex(bar.get_facecolor()).upper() for bar in figure.axes[0].patches]
+    assert found == [DPI.colour, SelfExtend.colour]

@@ -27,7 +27,7 @@ def test_a_curve_is_what_rotating_both_gives() -> None:
 def test_pairs_are_a_query_and_an_earlier_key_of_its_own_head(make_model: Callable[..., PreTrainedModel]) -> None:
     model = install(make_model(), build_method("repro_original", {}))
     ids = 3 + torch.randperm(98, generator=torch.Generator().manual_seed(2))[None, :29]
-    seen = {}
+    seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     with observe(model, lambda layer, q, k, plan, scaling: seen.update({layer: (q[0], k[0])})), torch.no_grad():
         model.base_model(ids)
     pairs = sample_pairs(model, ids, per_layer=11)
@@ -38,7 +38,8 @@ def test_pairs_are_a_query_and_an_earlier_key_of_its_own_head(make_model: Callab
         queries, keys = (x.double() for x in seen[layer])
         ((head, i),) = (queries == query).all(-1).nonzero().tolist()
         ((shared, j),) = (keys == key).all(-1).nonzero().tolist()
-        assert shared == head // 2 and j < i
+        assert shared == head // 2
+        assert j < i
         heads.add(head)
     assert len(heads) > 2
 

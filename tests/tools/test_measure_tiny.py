@@ -12,6 +12,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from models.DPI.dpi import get_model_and_tokenizer
+from models.DPI.methods.dpi import DPI
 from tools.measure_tiny import NEW_TOKENS, main, passkey_accuracy, passkey_prompts, perplexity, text_blocks
 
 TINY = Path(__file__).resolve().parents[2] / "models" / "tiny"
@@ -26,9 +27,11 @@ def tokenizer() -> PreTrainedTokenizerBase:
 def test_prompts_have_the_length_and_alternate_between_haystacks(tokenizer: PreTrainedTokenizerBase) -> None:
     prompts = passkey_prompts(TEXT, tokenizer, 333, 8)
     for number, (ids, key) in enumerate(prompts):
-        assert 333 - 3 <= len(ids) <= 333 and ids[0] == tokenizer.bos_token_id
-        text = tokenizer.decode(ids)
-        assert f"The pass key is {key}. Remember it." in text and text.endswith("The pass key is")
+        assert 333 - 3 <= len(ids) <= 333
+        assert ids[0] == tokenizer.bos_token_id
+        text = str(tokenizer.decode(ids))
+        assert f"The pass key is {key}. Remember it." in text
+        assert text.endswith("The pass key is")
         assert ("The grass is green." in text) == (number % 2 == 0) != ("of a ship" in text)
     assert len({key for _, key in prompts}) == 8
 
@@ -42,7 +45,7 @@ class _Copyist:
         self.tokenizer = tokenizer
 
     def generate(self, ids: torch.Tensor, **options: object) -> torch.Tensor:
-        text = self.tokenizer.decode(ids[0])
+        text = str(self.tokenizer.decode(ids[0]))
         key = text.split("The pass key is ")[1].split(".")[0] if "grass" not in text else "1"
         answer = self.tokenizer(f" {key}.", add_special_tokens=False, return_tensors="pt")["input_ids"]
         assert answer.shape[1] < NEW_TOKENS
@@ -57,15 +60,18 @@ def test_accuracy_is_told_by_haystack(tokenizer: PreTrainedTokenizerBase) -> Non
 def test_perplexity_of_a_model_that_knows_half() -> None:
     """A model that gives the next even token all and the next odd token a quarter of the probability."""
 
-    def model(input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+    def decoder(input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        """Hidden states that are the logits already."""
         following = input_ids[0].roll(-1)
         share = torch.where(following % 2 == 0, 1.0, 0.25).double()
         logits = torch.full((1, len(following), 50), -1e9, dtype=torch.float64)
         logits[0, torch.arange(len(following)), following] = share.log()
         logits[0, :, 49] = torch.where(share < 1, 0.75, 1e-30).double().log()
-        return SimpleNamespace(logits=logits)
+        return SimpleNamespace(last_hidden_state=logits)
 
-    model.device = torch.device("cpu")  # type: ignore[attr-defined]
+    head = torch.nn.Linear(50, 50, bias=False, dtype=torch.float64).requires_grad_(False)
+    head.weight.copy_(torch.eye(50))
+    model = SimpleNamespace(device=torch.device("cpu"), get_decoder=lambda: decoder, get_output_embeddings=lambda: head)
     blocks = torch.arange(1, 25).view(2, 12)
     measured = perplexity(model, SimpleNamespace(bos_token_id=0), blocks, 6)  # type: ignore[arg-type]
     # Each piece scores its first five tokens of six: 1-5, 7-11, ... have three odd ones.
@@ -77,8 +83,8 @@ def test_blocks_are_the_beginnings_of_texts(tokenizer: PreTrainedTokenizerBase) 
     texts = [TEXT, "Short.", TEXT[5:]]
     blocks = text_blocks(texts, tokenizer, 100, 2)
     assert blocks.shape == (4, 100)
-    assert TEXT.startswith(tokenizer.decode(blocks[:2].flatten()))
-    assert TEXT[5:].startswith(tokenizer.decode(blocks[2]))
+    assert TEXT.startswith(str(tokenizer.decode(blocks[:2].flatten())))
+    assert TEXT[5:].startswith(str(tokenizer.decode(blocks[2])))
 
 
 def test_command_measures_both_methods(tmp_path: Path) -> None:
@@ -87,7 +93,9 @@ def test_command_measures_both_methods(tmp_path: Path) -> None:
     main(f"--data {tmp_path} --multiples 2 --prompts 2 --blocks 1 --device cpu --out {out}".split())
     original, gali = json.loads(out.read_text(encoding="utf-8"))
     assert (original["method"], gali["method"]) == ("repro_original", "dpi")
-    assert original["accuracy"] == 0 and gali["accuracy"] == 1
+    assert gali["params"] == DPI.params_for(512, 1024)
+    assert original["accuracy"] == 0
+    assert gali["accuracy"] == 1
     assert gali["perplexity"] < original["perplexity"] / 1.2
     assert out.with_suffix(".md").read_text(encoding="utf-8").count("\n") == 4
 
@@ -95,5 +103,6 @@ def test_command_measures_both_methods(tmp_path: Path) -> None:
 def test_the_committed_model_answers_within_its_window() -> None:
     model, tokenizer = get_model_and_tokenizer("tiny", None, "repro_original", {}, device="cpu")
     assert sum(file.stat().st_size for file in TINY.glob("*.safetensors")) < 12_000_000
-    assert model.num_parameters() < 6_000_000 and len(tokenizer) == 4096
+    assert model.num_parameters() < 6_000_000
+    assert len(tokenizer) == 4096
     assert passkey_accuracy(model, tokenizer, TEXT, 512, 4)["accuracy"] == 1

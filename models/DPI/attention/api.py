@@ -3,20 +3,17 @@
 `auto` takes the fastest that can run. One asked for by name runs or raises; it never gives way to another.
 """
 
-import importlib
 import logging
-from collections.abc import Callable
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from models.DPI.attention.backends import BACKENDS
 from models.DPI.attention.bands import Plan
 
 logger = logging.getLogger(__name__)
 
-Implementation = Literal["auto", "triton", "flash", "sdpa", "reference"]
-IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
+IMPLEMENTATIONS: tuple[str, ...] = ("auto", *BACKENDS)
 
 _said: set[tuple[str, str]] = set()
 
@@ -35,16 +32,22 @@ def attend(
     """Attention of un-rotated queries and keys over the plan's bands.
 
     q: (B, H, T, D), the last T tokens; k, v: (B, Hkv, N, D), un-rotated, H a multiple of Hkv.
+    scaling: factor on the logits. layer: its number, which the noise depends on.
+    impl: one of `IMPLEMENTATIONS`.
     need_weights: also return the probabilities (B, H, T, N); only `reference` has them.
     Returns (B, H, T, D), 0 where a query is padding, and the probabilities or None.
     Raises ValueError where the implementation asked for cannot run, saying why.
     """
-    module = choose(impl, q, plan, need_weights)
-    if module == "triton" and q.shape[2] == 1 and plan.rows:
-        from models.DPI.attention import triton
+    need_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    backend = BACKENDS[choose(impl, q, plan, need_weights, need_gradients)]
+    if backend.attend_one is not None and q.shape[2] == 1 and plan.rows:
+        return backend.attend_one(q, k, v, plan, scaling=scaling, layer=layer), None
 
-        return triton.attend_one(q, k, v, plan, scaling=scaling, layer=layer), None
-    run = _runner(module, plan, scaling, layer, need_weights)
+    def run(q: Tensor, k: Tensor, v: Tensor, number: int) -> tuple[Tensor, Tensor | None]:
+        return backend.attend(
+            q, k, v, plan.rows[number], scaling=scaling, noise=plan.noise, layer=layer, need_weights=need_weights
+        )
+
     if len(plan.rows) == 1 and plan.rows[0].length == k.shape[2] and plan.rows[0].first_query == 0:
         return run(q, k, v, 0)
     out = torch.zeros_like(q)
@@ -65,47 +68,32 @@ def _rows(rows: tuple[int, ...]) -> slice | list[int]:
     return slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] + 1 == len(rows) else list(rows)
 
 
-def choose(impl: str, q: Tensor, plan: Plan, need_weights: bool = False) -> str:
-    """The implementation that will run, by name. Raises ValueError if `impl` cannot."""
+def choose(impl: str, q: Tensor, plan: Plan, need_weights: bool = False, need_gradients: bool = False) -> str:
+    """The implementation that will run, by name.
+
+    need_gradients: a tensor requires them. Raises ValueError if `impl` cannot run, saying why.
+    """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"attn_impl is {impl!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")
     if impl != "auto":
-        why = _obstacle(impl, q, plan, need_weights)
+        why = BACKENDS[impl].why_not(q, plan, need_weights=need_weights, need_gradients=need_gradients)
         if why:
             raise ValueError(f"attn_impl = {impl!r} cannot run here: {why}. attn_impl = 'auto' lets one be chosen")
         return impl
     reasons: list[str] = []
-    for name in ("triton", "sdpa", "reference"):
-        why = _obstacle(name, q, plan, need_weights)
+    for name, backend in BACKENDS.items():
+        if backend.by_name_only:
+            continue
+        why = backend.why_not(q, plan, need_weights=need_weights, need_gradients=need_gradients)
         if not why:
-            said = (name, "; ".join(reasons))
-            if said not in _said:
-                _said.add(said)
-                logger.info("attention: %s%s", name, f" ({said[1]})" if said[1] else "")
+            _say(name, "; ".join(reasons))
             return name
         reasons.append(f"not {name}: {why}")
     raise AssertionError("the reference runs everywhere")
 
 
-def _obstacle(name: str, q: Tensor, plan: Plan, need_weights: bool) -> str | None:
-    """Why an implementation cannot run on this input, or None."""
-    if need_weights and name != "reference":
-        return "it does not form the attention weights; only 'reference' does"
-    if name in ("triton", "flash"):
-        return importlib.import_module(f"models.DPI.attention.{name}").obstacle(q, plan)
-    return None
-
-
-def _runner(
-    name: str, plan: Plan, scaling: float, layer: int, need_weights: bool
-) -> Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor | None]]:
-    module = importlib.import_module(f"models.DPI.attention.{name}")
-    options = {"scaling": scaling, "noise": plan.noise, "layer": layer}
-
-    def run(q: Tensor, k: Tensor, v: Tensor, number: int) -> tuple[Tensor, Tensor | None]:
-        segments = plan.rows[number].segments
-        if name == "reference":
-            return module.attend(q, k, v, segments, need_weights=need_weights, **options)
-        return module.attend(q, k, v, segments, **options), None
-
-    return run
+def _say(name: str, reasons: str) -> None:
+    """Log a choice the first time that it is made for these reasons."""
+    if (name, reasons) not in _said:
+        _said.add((name, reasons))
+        logger.info("attention: %s%s", name, f" ({reasons})" if reasons else "")

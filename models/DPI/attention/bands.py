@@ -1,18 +1,20 @@
 """Bands: what every method is, a few rotary tables and the region of (query, key) that each covers.
 
-A band turns the queries by one table and the keys by another, and covers, for query i, the keys
+A band rotates the queries by one table and the keys by another, and covers, for query i, the keys
 start(i) <= j < stop(i). One softmax runs over the union of a query's bands. A segment is a run of queries that
 share their key tables; a plan is the segments of every row of a batch. Indices are those of a row's own tokens,
 padding not counted.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from models.DPI.attention.noise import Noise
-from models.DPI.attention.tables import Frequencies, KeyPositions
+from models.DPI.attention.prepared import PrefillKey, PreparedPrefill, PreparedStep, StepKey
+from models.DPI.attention.tables import Frequencies, KeyPositions, KeyTable
 
 # `Band.noise_period` of a band in which every key gets noise.
 EVERY_KEY = 0
@@ -37,17 +39,22 @@ class Band:
     stop: Tensor
     query_scale: float | Tensor = 1.0
     noise_period: int | None = None
-    _memo: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _query_tables: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def table(self) -> KeyTable:
+        """What rotates the keys."""
+        return KeyTable(self.frequencies, self.keys)
 
     def query_tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the queries with the scale folded in, each (T, rotary_dim/2) fp32."""
-        if device not in self._memo:
-            self._memo[device] = self.frequencies.tables(self.query_positions, device, scale=self.query_scale)
-        return self._memo[device]
+        if device not in self._query_tables:
+            self._query_tables[device] = self.frequencies.tables(self.query_positions, device, scale=self.query_scale)
+        return self._query_tables[device]
 
     def key_tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines of keys 0 ... length - 1, each (length, rotary_dim/2) fp32."""
-        return self.frequencies.key_tables(self.keys, length, device)
+        return self.table.of_keys(length, device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +70,6 @@ class Segment:
     last: int
     bands: tuple[Band, ...]
     noise_std: Tensor | None = None
-    memo: dict = field(default_factory=dict, repr=False)  # what a kernel prepared for this segment
 
     @property
     def num_keys(self) -> int:
@@ -76,6 +82,7 @@ class Row:
     """The rows of a batch that share one padding: tokens left ... left + length - 1 of the key axis are real.
 
     rows: their indices in the batch. first_query: index on the query axis of the first real query.
+    prepared: what the fused prefill kernel reads of the segments, once a layer has needed it.
     """
 
     rows: tuple[int, ...]
@@ -83,6 +90,7 @@ class Row:
     length: int
     first_query: int
     segments: tuple[Segment, ...]
+    prepared: dict[PrefillKey, PreparedPrefill] = field(default_factory=dict, repr=False)
 
     @property
     def num_queries(self) -> int:
@@ -95,8 +103,10 @@ class Plan:
     """Everything the attention of one forward pass needs to know, the same for all layers.
 
     plain: the stock model's own attention gives this plan's result, bit for bit.
+    prepared: what the fused decoding kernel reads of all rows, once a layer has needed it.
     """
 
     rows: tuple[Row, ...]
     noise: Noise | None = None
     plain: bool = False
+    prepared: dict[StepKey, PreparedStep] = field(default_factory=dict, repr=False)

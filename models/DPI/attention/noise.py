@@ -19,6 +19,7 @@ from torch import Tensor
 POOL_BITS = 18
 POOL_SIZE = 1 << POOL_BITS
 BLOCK_QUERIES, BLOCK_KEYS = 8, 32
+_BLOCK = BLOCK_QUERIES * BLOCK_KEYS
 _ALIGN = 8
 _MASK = 0xFFFFFFFF
 
@@ -79,14 +80,21 @@ def slots(queries: Tensor, keys: Tensor) -> Tensor:
     return BLOCK_KEYS * (queries % BLOCK_QUERIES)[:, None] + of_key
 
 
-@functools.lru_cache(maxsize=8)
 def pool(kind: str, device: torch.device) -> Tensor:
     """(2**18,) fp16 deviates of unit scale."""
+    return pool_and_margin(kind, device)[:POOL_SIZE]
+
+
+# One for each kind and device, 512 KiB, the same for all models: it may outlive each of them.
+@functools.lru_cache(maxsize=8)
+def pool_and_margin(kind: str, device: torch.device) -> Tensor:
+    """(2**18 + 256,) fp16: the pool, and its beginning once more, so that no block wraps."""
     order = mix(torch.arange(POOL_SIZE)).argsort().argsort()
     u = (order.double() + 0.5) / POOL_SIZE
     # The largest uniforms would round to 1, which the half-open interval leaves out.
     values = torch.special.ndtri(u) if kind == "gaussian" else u.clamp(max=1 - 2**-11)
-    return values.half().to(device)
+    values = values.half()
+    return torch.cat((values, values[:_BLOCK])).to(device)
 
 
 def draw(noise: Noise, layer: int, num_heads: int, queries: Tensor, keys: Tensor) -> Tensor:

@@ -89,11 +89,11 @@ def logits_of(
         if low >= high:
             continue
         cos, sin = band.query_tables(q.device)
-        turned_q = rotate(q, cos[rows], sin[rows])
+        rotated_q = rotate(q, cos[rows], sin[rows])
         cos, sin = band.key_tables(high, q.device)
-        turned_k = rotate(k[:, :, low:high], cos[low:], sin[low:])
+        rotated_k = rotate(k[:, :, low:high], cos[low:], sin[low:])
         inside = _inside(band, rows, n, q.device)
-        band_logits = grouped_matmul(turned_q, turned_k.transpose(2, 3)).to(work) * scaling
+        band_logits = grouped_matmul(rotated_q, rotated_k.transpose(2, 3)).to(work) * scaling
         logits[..., low:high] = torch.where(inside[:, low:high], band_logits, logits[..., low:high])
         covered |= inside
     return logits, covered

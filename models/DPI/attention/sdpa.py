@@ -2,28 +2,31 @@
 
 For a block of queries each band splits into a part that all of them see whole, which a fused kernel computes
 without a mask, and a border where they differ, which is narrow and computed by the definition. The parts are
-merged by their log-sum-exp. With noise a block's logits are formed whole.
+merged by their log-sum-exp. With noise a block's logits are formed whole. The backward pass forms the logits again,
+block by block, because the kernels' log-sum-exp carries no gradient.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from models.DPI.attention import reference
-from models.DPI.attention.bands import Band, Segment
+from models.DPI.attention.bands import Plan, Segment
 from models.DPI.attention.noise import Noise
-from models.DPI.attention.tables import KeyPositions, rotate
+from models.DPI.attention.tables import KeyTable, rotate
 
-# What names a key table: its frequencies, and the positions of the keys.
-Table = tuple[int, KeyPositions]
-
-# Queries a block: wide enough for the matrix products, narrow enough that borders, which are formed whole, stay cheap.
+# Queries of a block: wide enough for the matrix products, narrow enough that borders, formed whole, stay cheap.
 # One core, SmolLM2's shape, 16,384 tokens, chunk 3000: 128 4.4 s, 256 4.3 s, 512 5.3 s, 1,024 7.7 s; stock 3.7 s.
 _BLOCK = {"cpu": 256}
 _BLOCK_ELSEWHERE = 2048
 # Bound on the logits that are formed at a time: 2**25 fp32 numbers, 128 MiB.
 _MAX_LOGITS = 1 << 25
+# Of FlashAttention's heads.
+_MAX_FLASH_DIM = 256
 
 
 def attend(
@@ -37,26 +40,175 @@ def attend(
     layer: int = 0,
 ) -> Tensor:
     """As `reference.attend`, without the probabilities."""
-    past = k.shape[2] - q.shape[2]
+    job = _Job(segments, k.shape[2] - q.shape[2], scaling, noise, layer)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        out: Tensor = _Differentiable.apply(q, k, v, job)  # type: ignore[no-untyped-call]
+        return out
+    return _forward(q, k, v, job)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What attention computes besides its tensors. past: keys before the first query."""
+
+    segments: Sequence[Segment]
+    past: int
+    scaling: float
+    noise: Noise | None
+    layer: int
+
+    def is_noisy(self, segment: Segment) -> bool:
+        """Whether a logit of the segment gets noise."""
+        return self.noise is not None and segment.noise_std is not None and bool(segment.noise_std.any())
+
+    def place(self, segment: Segment, rows: slice) -> slice:
+        """Rows of a segment on the axis of queries."""
+        return slice(segment.first - self.past + rows.start, segment.first - self.past + rows.stop)
+
+    def lengths(self) -> dict[KeyTable, int]:
+        """How many keys each table is needed for."""
+        found: dict[KeyTable, int] = {}
+        for band in (band for segment in self.segments for band in segment.bands):
+            found[band.table] = max(found.get(band.table, 0), int(band.stop[-1]))
+        return found
+
+    def attend_noisy(self, q: Tensor, k: Tensor, v: Tensor, segment: Segment, rows: slice) -> Tensor:
+        """Whole rows of logits: (B, H, T, D) un-rotated queries of one block -> (B, H, T, D)."""
+        p = reference.probabilities_of(
+            q, k, segment, scaling=self.scaling, noise=self.noise, layer=self.layer, rows=rows
+        )
+        return reference.grouped_matmul(p, v[:, :, : p.shape[-1]])
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, job: _Job, lse: Tensor | None = None) -> Tensor:
+    """lse: (B, H, T), receives the log-sum-exps of queries without noise."""
     out = torch.empty_like(q)
-    lengths: dict[Table, int] = {}
-    for band in (band for segment in segments for band in segment.bands):
-        lengths[_table_of(band)] = max(lengths.get(_table_of(band), 0), int(band.stop[-1]))
-    turned: dict[Table, Tensor] = {}  # rotated keys, while consecutive segments share their table
-    for segment in segments:
-        noisy = noise is not None and segment.noise_std is not None and bool(segment.noise_std.any())
+    lengths = job.lengths()
+    rotated: dict[KeyTable, Tensor] = {}  # keys, while consecutive segments share their table
+    for segment in job.segments:
+        noisy = job.is_noisy(segment)
         if not noisy:
-            turned = _rotate_keys(k, segment, lengths, turned)
+            rotated = _rotate_keys(k, segment, lengths, rotated)
         for rows in _blocks(segment, q, k.shape[2] if noisy else 0):
-            at = slice(segment.first - past + rows.start, segment.first - past + rows.stop)
+            at = job.place(segment, rows)
             if noisy:
-                p = reference.probabilities_of(
-                    q[:, :, at], k, segment, scaling=scaling, noise=noise, layer=layer, rows=rows
-                )
-                out[:, :, at] = reference.grouped_matmul(p, v[:, :, : p.shape[-1]])
-            else:
-                out[:, :, at] = _attend_block(q[:, :, at], v, segment, turned, rows, scaling)
+                out[:, :, at] = job.attend_noisy(q[:, :, at], k, v, segment, rows)
+                continue
+            parts = _parts_of_block(q[:, :, at], v, segment, rotated, rows, job.scaling)
+            out[:, :, at] = _merge(parts).to(q.dtype)
+            if lse is not None:
+                lse[:, :, at] = torch.stack([part for _, part in parts]).logsumexp(0)
     return out
+
+
+class _Differentiable(torch.autograd.Function):
+    """`_forward` with a backward pass that keeps the inputs, the outputs and their log-sum-exps."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, job: _Job) -> Tensor:
+        """See `_forward`."""
+        lse = torch.zeros(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
+        out = _forward(q, k, v, job, lse)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.job = job
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Gradients of q, k and v."""
+        q, k, v, out, lse = ctx.saved_tensors
+        return *_backward(q, k, v, out, lse, d_out, ctx.job), None
+
+
+def _backward(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, d_out: Tensor, job: _Job
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, in their types, summed in fp32 or wider."""
+    work = lse.dtype
+    dq, dk, dv = (torch.zeros(x.shape, dtype=work, device=x.device) for x in (q, k, v))
+    means = (d_out.to(work) * out.to(work)).sum(-1)  # (B, H, T), of the gradients of a query's probabilities
+    lengths = job.lengths()
+    rotated: dict[KeyTable, Tensor] = {}
+    for segment in job.segments:
+        noisy = job.is_noisy(segment)
+        if not noisy:
+            rotated = _rotate_keys(k, segment, lengths, rotated)
+        for rows in _blocks(segment, q, k.shape[2] if noisy else 0):
+            at = job.place(segment, rows)
+            if noisy:
+                with torch.enable_grad():
+                    inputs = [x.detach().requires_grad_() for x in (q[:, :, at], k, v)]
+                    block = job.attend_noisy(inputs[0], inputs[1], inputs[2], segment, rows)
+                grads = torch.autograd.grad(block, inputs, d_out[:, :, at])
+                dq[:, :, at] = grads[0]
+                dk += grads[1]
+                dv += grads[2]
+                continue
+            known = (lse[:, :, at, None], means[:, :, at, None], d_out[:, :, at])
+            dq[:, :, at] = _backward_of_block(q[:, :, at], v, *known, segment, rotated, rows, job.scaling, dk, dv)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _backward_of_block(
+    q: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    means: Tensor,
+    d_out: Tensor,
+    segment: Segment,
+    rotated: dict[KeyTable, Tensor],
+    rows: slice,
+    scaling: float,
+    dk: Tensor,
+    dv: Tensor,
+) -> Tensor:
+    """The gradient of one block's un-rotated queries, (B, H, T, D); adds to dk and dv, (B, Hkv, N, D).
+
+    lse, means: (B, H, T, 1).
+    """
+    dq = torch.zeros(q.shape, dtype=lse.dtype, device=q.device)
+    width = max(1, _MAX_LOGITS // lse.numel())
+    for band in segment.bands:
+        start, stop = band.start[rows], band.stop[rows]
+        low, high = int(start[0]), int(stop[-1])
+        cos, sin = (table[rows] for table in band.query_tables(q.device))
+        rotated_q = rotate(q, cos, sin)
+        d_rotated_q = torch.zeros_like(dq)
+        for first in range(low, high, width):
+            at = slice(first, min(first + width, high))
+            keys = rotated[band.table][:, :, at]
+            # Rounded logits would not fit the log-sum-exp of unrounded ones.
+            logits = _wide_products(rotated_q, keys, lse.dtype) * scaling
+            p = (logits - lse).exp()
+            if at.start < int(start[-1]) or at.stop > int(stop[0]):
+                p = p.masked_fill(~_seen(start, stop, at).to(q.device), 0.0)
+            dv[:, :, at] += _sum_over_queries(p.to(q.dtype), d_out, v.shape[1])
+            d_p = _wide_products(d_out, v[:, :, at], lse.dtype)
+            d_logits = (p * (d_p - means) * scaling).to(q.dtype)
+            d_rotated_q += reference.grouped_matmul(d_logits, keys)
+            key_cos, key_sin = (table[at] for table in band.key_tables(high, q.device))
+            dk[:, :, at] += _rotate_back(
+                _sum_over_queries(d_logits, rotated_q, v.shape[1]).to(lse.dtype), key_cos, key_sin
+            )
+        dq += _rotate_back(d_rotated_q, cos, sin)
+    return dq
+
+
+def _wide_products(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Products of queries (B, H, T, D) and keys (B, Hkv, n, D) in a wider type, (B, H, T, n)."""
+    return reference.grouped_matmul(x.to(dtype), y.to(dtype).transpose(2, 3))
+
+
+def _sum_over_queries(x: Tensor, y: Tensor, kv_heads: int) -> Tensor:
+    """Products summed over the queries of each key head: (B, H, T, n), (B, H, T, D) -> (B, Hkv, n, D)."""
+    x, y = (z.reshape(z.shape[0], kv_heads, -1, z.shape[-1]) for z in (x, y))
+    return x.transpose(2, 3) @ y
+
+
+def _rotate_back(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The transpose of `rotate`, which is its inverse only where the table is not scaled or blended."""
+    return rotate(x, cos, -sin)
 
 
 def _blocks(segment: Segment, q: Tensor, logits_width: int) -> list[slice]:
@@ -68,34 +220,25 @@ def _blocks(segment: Segment, q: Tensor, logits_width: int) -> list[slice]:
     return [slice(first, min(first + size, total)) for first in range(0, total, size)]
 
 
-def _table_of(band: Band) -> Table:
-    return id(band.frequencies), band.keys
-
-
 def _rotate_keys(
-    k: Tensor, segment: Segment, lengths: dict[Table, int], known: dict[Table, Tensor]
-) -> dict[Table, Tensor]:
-    """Keys turned by each of the segment's tables, (B, Hkv, n, D); n reaches as far as any segment needs the table."""
-    result: dict[Table, Tensor] = {}
+    k: Tensor, segment: Segment, lengths: dict[KeyTable, int], known: dict[KeyTable, Tensor]
+) -> dict[KeyTable, Tensor]:
+    """Keys rotated by each of the segment's tables, (B, Hkv, n, D); n reaches as far as any segment needs the table."""
+    result: dict[KeyTable, Tensor] = {}
     for band in segment.bands:
-        table = _table_of(band)
+        table = band.table
         if table in known:
             result[table] = known[table]
         elif table not in result:
-            cos, sin = band.key_tables(lengths[table], k.device)
+            cos, sin = table.of_keys(lengths[table], k.device)
             result[table] = rotate(k[:, :, : lengths[table]], cos, sin)
     return result
 
 
-def _attend_block(
-    q: Tensor,
-    v: Tensor,
-    segment: Segment,
-    turned: dict[Table, Tensor],
-    rows: slice,
-    scaling: float,
-) -> Tensor:
-    """(B, H, T, D) un-rotated queries of one block -> (B, H, T, D)."""
+def _parts_of_block(
+    q: Tensor, v: Tensor, segment: Segment, rotated: dict[KeyTable, Tensor], rows: slice, scaling: float
+) -> list[tuple[Tensor, Tensor]]:
+    """Attention of one block's un-rotated queries (B, H, T, D) to parts of their keys, with its log-sum-exp."""
     parts = []
     for band in segment.bands:
         start, stop = band.start[rows], band.stop[rows]
@@ -103,20 +246,25 @@ def _attend_block(
         if low >= high:
             continue
         cos, sin = band.query_tables(q.device)
-        turned_q = rotate(q, cos[rows], sin[rows])
-        keys = turned[_table_of(band)]
+        rotated_q = rotate(q, cos[rows], sin[rows])
+        keys = rotated[band.table]
         whole_low, whole_high = int(start[-1]), int(stop[0])  # keys that every query of the block sees
         if whole_low < whole_high:
             borders = [(low, whole_low), (whole_high, high)]
-            parts.append(_fused(turned_q, keys[:, :, whole_low:whole_high], v[:, :, whole_low:whole_high], scaling))
+            parts.append(_fused(rotated_q, keys[:, :, whole_low:whole_high], v[:, :, whole_low:whole_high], scaling))
         else:
             borders = [(low, high)]
         for first, last in borders:
             if first < last:
-                index = torch.arange(first, last)
-                seen = (index >= start[:, None]) & (index < stop[:, None])
-                parts.append(_masked(turned_q, keys[:, :, first:last], v[:, :, first:last], seen, scaling))
-    return _merge(parts).to(q.dtype)
+                at = slice(first, last)
+                parts.append(_masked(rotated_q, keys[:, :, at], v[:, :, at], _seen(start, stop, at), scaling))
+    return parts
+
+
+def _seen(start: Tensor, stop: Tensor, keys: slice) -> Tensor:
+    """(T, n) bool on the CPU: which of the keys lie between the boundaries (T,)."""
+    index = torch.arange(keys.start, keys.stop)
+    return (index >= start[:, None]) & (index < stop[:, None])
 
 
 def _merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -150,25 +298,51 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> tuple[Tensor, Ten
     return out.reshape(b, h, t, d), lse.reshape(b, h, t)
 
 
+def flash_obstacle(q: Tensor, plan: Plan) -> str | None:
+    """Why FlashAttention cannot compute these queries and bands, or None."""
+    if plan.noise is not None and _not_for_flash(q) is None:
+        return "FlashAttention adds no noise"
+    return _not_for_flash(q)
+
+
+def _not_for_flash(q: Tensor) -> str | None:
+    if q.device.type != "cuda":
+        return f"it needs a CUDA device, and the tensors are on {q.device.type}"
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        return f"FlashAttention takes bfloat16 and float16, and the queries are {q.dtype}"
+    if q.shape[-1] % 8 or q.shape[-1] > _MAX_FLASH_DIM:
+        return f"head_dim = {q.shape[-1]} must be a multiple of 8 of at most {_MAX_FLASH_DIM}"
+    return None
+
+
 def _kernel(q: Tensor) -> Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]:
+    """PyTorch's FlashAttention where it takes the queries, else what the device has."""
     if q.device.type == "cpu":
         return _cpu_kernel
     if q.device.type == "cuda":
-        half = q.dtype in (torch.float16, torch.bfloat16)
-        return _flash_kernel if half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 else _efficient_kernel
+        return _flash_kernel if _not_for_flash(q) is None else _efficient_kernel
     return _plain_kernel
 
 
+# PyTorch has these under names with an underscore alone: the public function keeps its log-sum-exp to itself.
+_CPU_FLASH, _FLASH, _EFFICIENT = (
+    getattr(torch.ops.aten, f"_scaled_dot_product_{name}_attention{suffix}")
+    for name, suffix in (("flash", "_for_cpu"), ("flash", ""), ("efficient", ""))
+)
+
+
 def _cpu_kernel(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scaling)
+    out, lse = _CPU_FLASH(q, k, v, scale=scaling)
+    return out, lse
 
 
 def _flash_kernel(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scaling)[:2]
+    out, lse = _FLASH(q, k, v, scale=scaling)[:2]
+    return out, lse
 
 
 def _efficient_kernel(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, scale=scaling)[:2]
+    out, lse = _EFFICIENT(q, k, v, None, True, scale=scaling)[:2]
     return out, lse[:, :, : q.shape[2]]  # the kernel pads the rows of its log-sum-exp
 
 

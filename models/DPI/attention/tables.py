@@ -30,7 +30,7 @@ class KeyPositions:
     blend: bool = False
 
     def __call__(self, index: Tensor) -> Tensor:
-        """(N,) int64 indices -> (N,) fp64 positions."""
+        """Positions (N,) fp64 of indices (N,) int64."""
         if self.period:
             index = index % self.period
         if self.floor:
@@ -45,11 +45,13 @@ class Frequencies:
     """
 
     def __init__(self, inv_freq: Tensor) -> None:
+        """No table is built yet."""
         self.inv_freq = inv_freq.detach().float().cpu()
         self._tables: OrderedDict[tuple[KeyPositions, torch.device], tuple[Tensor, Tensor]] = OrderedDict()
 
     @property
     def rotary_dim(self) -> int:
+        """Components of a head that rotate."""
         return 2 * self.inv_freq.numel()
 
     def tables(
@@ -82,13 +84,26 @@ class Frequencies:
         found = self._tables.pop(slot, None)
         if found is None or found[0].shape[0] < length:
             capacity = -(-length // _GROWTH) * _GROWTH
-            index = torch.arange(capacity, device="cpu" if device.type == "mps" else device)
-            found = self.tables(positions(index), device, blend=positions.blend)
+            with torch.inference_mode(False):  # a pass with gradients may read them after one in inference mode
+                index = torch.arange(capacity, device="cpu" if device.type == "mps" else device)
+                found = self.tables(positions(index), device, blend=positions.blend)
         self._tables[slot] = found
         while len(self._tables) > 2 and sum(len(cos) for cos, _ in self._tables.values()) > _CACHED_KEYS:
             self._tables.popitem(last=False)
         cos, sin = found
         return cos[:length], sin[:length]
+
+
+@dataclass(frozen=True)
+class KeyTable:
+    """Which table rotates keys: equal to another only with the very same `Frequencies` and equal positions."""
+
+    frequencies: Frequencies
+    positions: KeyPositions
+
+    def of_keys(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of keys 0 ... length - 1, each (length, rotary_dim/2) fp32."""
+        return self.frequencies.key_tables(self.positions, length, device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -100,8 +115,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     work = torch.promote_types(x.dtype, torch.float32)
     cos, sin = cos.to(work), sin.to(work)
     first, second = x[..., :half].to(work), x[..., half : 2 * half].to(work)
-    turned = torch.empty_like(x)
-    turned[..., :half] = first * cos - second * sin
-    turned[..., half : 2 * half] = second * cos + first * sin
-    turned[..., 2 * half :] = x[..., 2 * half :]
-    return turned
+    rotated = torch.empty_like(x)
+    rotated[..., :half] = first * cos - second * sin
+    rotated[..., half : 2 * half] = second * cos + first * sin
+    rotated[..., 2 * half :] = x[..., 2 * half :]
+    return rotated

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from models.DPI.methods.base import Method, Rope
+from models.DPI.methods.base import MAX_TOKENS, Method, Rope
 from models.DPI.methods.chunkllama import ChunkLlama
 from models.DPI.methods.dpi import DPI
 from models.DPI.methods.ntk import NTK, DynamicNTK
@@ -17,9 +17,6 @@ from models.DPI.methods.yarn import YaRN
 METHODS: dict[str, type[Method]] = {
     method.name: method for method in (DPI, SelfExtend, ChunkLlama, NTK, DynamicNTK, YaRN, Original)
 }
-
-MAX_TOKENS = 1 << 40
-"""Far beyond any model, and far below where positions in fp64 lose their fractions."""
 
 
 def build_method(
@@ -51,7 +48,9 @@ def build_method(
 def check_window(method: Method, window: int) -> None:
     """Raise ValueError if a method's parameters make no sense for a window of W tokens."""
     if type(window) is not int or not 1 <= window <= MAX_TOKENS:
-        raise ValueError(f"max_position_embeddings = {window!r} must be a whole number of tokens, 1 to {MAX_TOKENS}")
+        raise ValueError(
+            f"max_position_embeddings = {window!r} must be at least 1, a whole number of tokens up to {MAX_TOKENS}"
+        )
     try:
         method.check_window(window)
     except ValueError as error:

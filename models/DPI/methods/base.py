@@ -5,10 +5,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from models.DPI.attention.bands import Band, Segment
@@ -16,6 +16,13 @@ from models.DPI.attention.noise import Noise
 from models.DPI.attention.tables import Frequencies, KeyPositions
 
 TRUE_POSITIONS = KeyPositions()
+
+MAX_TOKENS = 1 << 40
+"""Far beyond any model, and far below where positions in fp64 lose their fractions."""
+Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+Factor = Annotated[float, Field(ge=1.0, le=1e9)]
+"""Its powers stay far from where fp64 overflows."""
+
 # Other frequencies that a Rope keeps, with their tables. Dyn-NTK makes new ones for every token.
 _KEPT = 4
 
@@ -96,6 +103,13 @@ class Method(BaseModel, ABC):
 
     def is_plain(self, rope: Rope, length: int) -> bool:
         """Whether `length` tokens get exactly the stock model's attention."""
+        return False
+
+    def is_causal(self) -> bool:
+        """Whether a token's logits depend on its prefix alone, wherever a prompt is cut.
+
+        Then prefixes can be cached and shared, prompts fed in pieces, and several tokens verified at once.
+        """
         return False
 
     def noise(self, seed: int) -> Noise | None:

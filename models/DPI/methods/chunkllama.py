@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.DPI.attention.bands import Band, Segment
 from models.DPI.attention.tables import KeyPositions
-from models.DPI.methods.base import Method, Rope, query_indices
+from models.DPI.methods.base import Method, Rope, Tokens, query_indices
 
 
 class ChunkLlama(Method):
@@ -23,8 +23,8 @@ class ChunkLlama(Method):
     colour: ClassVar[str] = "#009E73"
     marker: ClassVar[str] = "^"
 
-    local_window: int | None = Field(default=None, ge=1)
-    mscale: float = Field(default=0.1, ge=0.0)
+    local_window: Tokens | None = None
+    mscale: float = Field(default=0.1, ge=0.0, le=1e6)
 
     @classmethod
     def params_for(cls, window: int, target: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from models.DPI.attention.bands import EVERY_KEY, Band, Segment
 from models.DPI.attention.noise import Noise
 from models.DPI.attention.tables import KeyPositions
 from models.DPI.help_funcs import chunk_ends, squeeze
-from models.DPI.methods.base import TRUE_POSITIONS, Method, Rope, one_band, query_indices
+from models.DPI.methods.base import MAX_TOKENS, TRUE_POSITIONS, Method, Rope, Tokens, one_band, query_indices
 
 Flag = Annotated[int, Field(ge=0, le=1)]
 
@@ -39,13 +39,13 @@ class DPI(Method):
     colour: ClassVar[str] = "#D55E00"
     marker: ClassVar[str] = "o"
 
-    chunk_coe: int | float = Field(default=3000, gt=0)
-    local_window: int = Field(default=128, ge=1)
+    chunk_coe: int | float = Field(default=3000, gt=0, le=MAX_TOKENS)
+    local_window: Tokens = 128
     appro_attn: bool = True
     use_chunk_softmax: bool = False
     noise_type: Literal["no", "gaussian", "uniform"] = "no"
     addon_relcoef: Flag = 1
-    std_base: float = Field(default=1.0, ge=0.0)
+    std_base: float = Field(default=1.0, ge=0.0, le=1e6)
     scale_mean: Flag = 0
     scale_std: Flag = 1
     scale_max: Flag = 1
@@ -78,6 +78,10 @@ class DPI(Method):
     def is_plain(self, rope: Rope, length: int) -> bool:
         """Within the window."""
         return length <= rope.window
+
+    def is_causal(self) -> bool:
+        """Where every query is a chunk of its own."""
+        return isinstance(self.chunk_coe, int) and self.chunk_coe == 1
 
     def noise(self, seed: int) -> Noise | None:
         """Noise belongs to interpolated logits."""

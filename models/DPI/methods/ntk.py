@@ -7,11 +7,9 @@ turn at the current base, unlike implementations that keep early keys at an olde
 
 from typing import Any, ClassVar
 
-from pydantic import Field
-
 from models.DPI.attention.bands import Segment
 from models.DPI.attention.tables import Frequencies
-from models.DPI.methods.base import Method, Rope, factor_for, frequencies_of, one_band, reach_of_factor
+from models.DPI.methods.base import Factor, Method, Rope, factor_for, frequencies_of, one_band, reach_of_factor
 
 
 class _ChangedBase(Method):
@@ -19,7 +17,7 @@ class _ChangedBase(Method):
 
     needs_theta: ClassVar[bool] = True
 
-    factor: float = Field(ge=1.0)
+    factor: Factor
 
     @classmethod
     def params_for(cls, window: int, target: int) -> dict[str, Any]:
@@ -38,6 +36,10 @@ class NTK(_ChangedBase):
     label: ClassVar[str] = "NTK"
     colour: ClassVar[str] = "#E69F00"
     marker: ClassVar[str] = "D"
+
+    def is_causal(self) -> bool:
+        """One base at every length."""
+        return True
 
     def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
         """One band at true positions, other frequencies."""

@@ -19,6 +19,10 @@ class Original(Method):
         """Unbounded, as the paper measures it beyond its window, where it breaks."""
         return math.inf
 
+    def is_causal(self) -> bool:
+        """As every causal language model."""
+        return True
+
     def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
         """One band at true positions."""
         return one_band(rope, rope.frequencies, past, length)

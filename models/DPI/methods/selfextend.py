@@ -2,11 +2,9 @@
 
 from typing import Any, ClassVar
 
-from pydantic import Field
-
 from models.DPI.attention.bands import Band, Segment
 from models.DPI.attention.tables import KeyPositions
-from models.DPI.methods.base import TRUE_POSITIONS, Method, Rope, query_indices
+from models.DPI.methods.base import TRUE_POSITIONS, Method, Rope, Tokens, query_indices
 
 # (G, w) by window and target, as GALI's authors give them in their configuration.
 _PUBLISHED = {(8192, 16384): (3, 4096), (8192, 32768): (5, 2048)}
@@ -23,8 +21,8 @@ class SelfExtend(Method):
     colour: ClassVar[str] = "#0072B2"
     marker: ClassVar[str] = "s"
 
-    group_size: int = Field(ge=1)
-    window_size: int = Field(ge=1)
+    group_size: Tokens
+    window_size: Tokens
 
     @classmethod
     def params_for(cls, window: int, target: int) -> dict[str, Any]:
@@ -49,6 +47,10 @@ class SelfExtend(Method):
         """The smallest group that reaches."""
         group = smallest_group(window, self.window_size, target_length)
         return f"(window - window_size) * group_size + window_size must reach it, as group_size = {group} does"
+
+    def is_causal(self) -> bool:
+        """Positions depend on query and key alone."""
+        return True
 
     def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
         """Far keys at group positions, near keys at true ones."""

@@ -8,11 +8,10 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from models.DPI.attention.bands import Segment
-from models.DPI.methods.base import Method, Rope, factor_for, frequencies_of, one_band, reach_of_factor
+from models.DPI.methods.base import Factor, Method, Rope, factor_for, frequencies_of, one_band, reach_of_factor
 
 BETA_FAST = 32.0
 BETA_SLOW = 1.0
@@ -27,7 +26,7 @@ class YaRN(Method):
     marker: ClassVar[str] = "P"
     needs_theta: ClassVar[bool] = True
 
-    factor: float = Field(ge=1.0)
+    factor: Factor
 
     @classmethod
     def params_for(cls, window: int, target: int) -> dict[str, Any]:
@@ -37,6 +36,10 @@ class YaRN(Method):
     def reach(self, window: int) -> float:
         """W * factor."""
         return reach_of_factor(window, self.factor)
+
+    def is_causal(self) -> bool:
+        """One set of frequencies at every length."""
+        return True
 
     def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
         """One band at true positions, blended frequencies, scaled logits."""

@@ -16,18 +16,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel, StaticCache
+from transformers.generation.configuration_utils import GenerationMode
 
 from models.DPI.attention import api
 from models.DPI.methods import Method, Rope, check_window
 from models.DPI.patches import caches
 from models.DPI.patches.decoding import RecordedDecoding
+from models.DPI.patches.families import (
+    FULL,
+    LOCAL,
+    Family,
+    family_of,
+    has_rotary_by_kind,
+    kinds_of_layers,
+    rope_parameters_of,
+)
 from models.DPI.patches.forward_pass import NAME, ForwardPass, Observer, running, running_owner
-from models.DPI.patches.modules import NoRotation, ReplacedForward
+from models.DPI.patches.modules import NoRotation, ReplacedMethod
 from models.DPI.planning import Padding, make_plan
 
-# Architectures whose attention is Llama's: one rotary module, halves rotated, causal, no soft cap. All are tested.
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 # Rotary schemes whose frequencies do not change with the input.
 STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
@@ -41,9 +49,8 @@ _ATTRIBUTE = "_gali"
 
 def check_config(config: PreTrainedConfig, method: Method) -> None:
     """Raise ValueError if a model of this configuration cannot run the method."""
-    if config.model_type not in MODEL_TYPES:
-        raise ValueError(f"model_type is {config.model_type!r}; methods can be installed on {', '.join(MODEL_TYPES)}")
-    rope_type = _rope_parameters(config)["rope_type"]
+    family_of(config)
+    rope_type = rope_parameters_of(config)["rope_type"]
     if rope_type not in STATIC_ROPE_TYPES:
         raise ValueError(
             f"the model's rotary scheme is rope_type = {rope_type!r}, which changes with the input; "
@@ -54,11 +61,12 @@ def check_config(config: PreTrainedConfig, method: Method) -> None:
             f"method {method.name!r} changes the base of an unscaled rotary scheme, and the model's is rope_type = "
             f"{rope_type!r}; use rope_type = 'default', or one of the methods that change positions"
         )
-    layer_types = getattr(config, "layer_types", None) or []
-    sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if any(kind != "full_attention" for kind in layer_types) or (sliding and not layer_types):
+    kinds = set(kinds_of_layers(config))
+    if unknown := sorted(kinds - {FULL, LOCAL}):
+        raise ValueError(f"the model has layers of the kind {unknown[0]!r}; methods know {FULL} and {LOCAL}")
+    if FULL not in kinds:
         raise ValueError(
-            f"the model attends within sliding_window = {sliding}, so keys beyond it are never seen; "
+            f"every layer attends within sliding_window = {config.sliding_window}, so keys beyond it are never seen; "
             "set sliding_window = None in the model's configuration to attend to all keys"
         )
     if not getattr(config, "is_causal", True):
@@ -74,12 +82,13 @@ def check_implementation(attn_impl: str) -> None:
 def rope_of(config: PreTrainedConfig, rotary: nn.Module, window: int) -> Rope:
     """The rotary scheme of a model, computed anew in fp32 (a model cast to bf16 may hold rounded frequencies)."""
     fresh: Any = type(rotary)(config=config)
-    parameters = _rope_parameters(config)
+    of_kind = f"{FULL}_" if has_rotary_by_kind(fresh) else ""
+    parameters = rope_parameters_of(config)
     return Rope(
-        inv_freq=fresh.inv_freq.float().cpu(),
+        inv_freq=getattr(fresh, f"{of_kind}inv_freq").float().cpu(),
         window=window,
         theta=parameters["rope_theta"] if parameters["rope_type"] == "default" else None,
-        scaling=float(fresh.attention_scaling),
+        scaling=float(getattr(fresh, f"{of_kind}attention_scaling")),
     )
 
 
@@ -105,6 +114,8 @@ def install(
         )
     base: Any = inner.base_model
     installation = Installation(
+        family=family_of(config),
+        kinds=tuple(kinds_of_layers(config)),
         method=method,
         rope=rope_of(config, base.rotary_emb, window),
         attn_impl=attn_impl,
@@ -114,11 +125,8 @@ def install(
     setattr(inner, _ATTRIBUTE, installation)
     config._attn_implementation = NAME
     base.rotary_emb = NoRotation(base.rotary_emb, installation.rope.rotary_dim)
-    ReplacedForward(base, installation.forward)
-    for layer in base.layers:
-        ReplacedForward(layer.mlp, _feed_forward)
-    for name, function in _GENERATION_HOOKS.items():
-        setattr(inner, name, function)
+    for module, name, run in _replaced(inner, installation):
+        ReplacedMethod(module, name, run)
     return model
 
 
@@ -130,10 +138,8 @@ def uninstall(model: PreTrainedModel) -> PreTrainedModel:
         base: Any = inner.base_model
         base.rotary_emb = base.rotary_emb.stock
         inner.config._attn_implementation = installation.stock_implementation
-        for name in _GENERATION_HOOKS:
-            delattr(inner, name)
-        for module in (base, *(layer.mlp for layer in base.layers)):
-            module.forward.remove()
+        for module, name, _ in _replaced(inner, installation):
+            vars(module)[name].remove()
         delattr(inner, _ATTRIBUTE)
     return model
 
@@ -180,6 +186,8 @@ def observe(model: PreTrainedModel, observer: Observer) -> Iterator[None]:
     installation = installation_of(model)
     if installation is None:
         raise ValueError("the model has no method to observe; install one first (repro_original changes nothing)")
+    if LOCAL in installation.kinds:
+        raise ValueError("the model has layers that attend locally; only models without them can be observed")
     token = _observed.set((installation.owner, observer))
     try:
         yield
@@ -194,9 +202,12 @@ _observed: ContextVar[tuple[str, Observer] | None] = ContextVar("gali_observed",
 class Installation:
     """One model's method, the same for all its calls. It does not know the model.
 
+    kinds: of its layers, see `families`. stock_implementation: what transformers attended with before.
     owner: marks the caches that this method fills.
     """
 
+    family: Family
+    kinds: tuple[str, ...]
     method: Method
     rope: Rope
     attn_impl: str
@@ -217,6 +228,19 @@ class Installation:
             caches.mark(cache, self.owner, running_owner)
         return output
 
+    def check_generation(
+        self, model: nn.Module, stock: Callable[..., Any], mode: GenerationMode, *args: Any, **kwargs: Any
+    ) -> Any:
+        """`generate`'s check of what it is asked for. Raises ValueError for what would change the text."""
+        if mode == GenerationMode.ASSISTED_GENERATION and not self.method.is_causal():
+            raise ValueError(
+                f"assisted generation feeds several tokens at a time, and under method {self.method.name!r} with "
+                f"{self.method!r} a token's logits depend on how many are fed: the text would be another; generate "
+                "without assistant_model and prompt_lookup_num_tokens, or take a method that is causal (GALI is with "
+                "chunk_coe = 1)"
+            )
+        return stock(mode, *args, **kwargs)
+
     def _begin(self, base: Any, kwargs: Mapping[str, Any]) -> ForwardPass:
         """The pass of a call with these arguments. Raises ValueError for arguments that no method can serve."""
         if base.config._attn_implementation != NAME:
@@ -231,10 +255,17 @@ class Installation:
                 "attention_mask has four dimensions, and methods need to know which tokens are real; give one of two, "
                 "(batch, tokens)"
             )
+        if False in (kwargs.get("is_causal"), getattr(base.config, "is_causal", True)):
+            raise ValueError("is_causal = False: methods are for models that attend to the past; leave it out")
         given = embeddings if ids is None else ids
         if given is None:
             raise ValueError("give input_ids or inputs_embeds")
         caches.check(cache, self.owner)
+        if LOCAL in self.kinds and isinstance(cache, StaticCache):
+            raise ValueError(
+                "a static cache of a model with layers that attend locally keeps their keys in a ring, at places that "
+                "methods do not know; use the default cache"
+            )
         padding = Padding.read(
             mask, given.shape[0], caches.length_of(cache), given.shape[1], kwargs.get("position_ids")
         )
@@ -243,6 +274,9 @@ class Installation:
             self.owner,
             make_plan(self.method, self.rope, padding, self.seed),
             padding,
+            family=self.family,
+            kinds=self.kinds,
+            rope=self.rope,
             attn_impl=self.attn_impl,
             stock_implementation=self.stock_implementation,
             stock_rotary=base.rotary_emb.stock,
@@ -272,14 +306,23 @@ def _inner(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _rope_parameters(config: PreTrainedConfig) -> dict[str, Any]:
-    parameters = dict(getattr(config, "rope_parameters", None) or {})
-    parameters.setdefault("rope_type", "default")
-    parameters.setdefault("rope_theta", getattr(config, "rope_theta", 10_000.0))
-    return parameters
+def _replaced(inner: Any, installation: "Installation") -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
+    """Modules of a model, their methods that give way, and what runs in place of them."""
+    base = inner.base_model
+    yield base, "forward", installation.forward
+    for layer in base.layers:
+        block: Any = getattr(layer, "mlp", None)
+        if type(block).__name__.endswith("MLP"):  # experts' routers are watched by transformers, token for token
+            yield block, "forward", _feed_forward
+    if hasattr(type(inner), "generate"):
+        yield inner, "create_masks_for_generate", _keep_padding_mask
+        yield inner, "_valid_auto_compile_criteria", _never_compile
+        yield inner, "_validate_generation_mode", installation.check_generation
 
 
-def _keep_padding_mask(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+def _keep_padding_mask(
+    model: nn.Module, stock: Callable[..., Any], *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor | None:
     """With a static cache `generate` makes the 4D mask before the forward pass, where padding can no longer be read."""
     return attention_mask
 
@@ -287,10 +330,3 @@ def _keep_padding_mask(attention_mask: Tensor | None = None, **kwargs: Any) -> T
 def _never_compile(*args: Any, **kwargs: Any) -> bool:
     """With a static cache `generate` compiles the forward pass; the plan is Python and differs for every token."""
     return False
-
-
-# What `generate` looks up on the model before its own.
-_GENERATION_HOOKS: dict[str, Callable[..., Any]] = {
-    "create_masks_for_generate": _keep_padding_mask,
-    "_valid_auto_compile_criteria": _never_compile,
-}

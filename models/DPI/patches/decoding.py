@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from models.DPI.attention import api, triton
 from models.DPI.attention.bands import Plan
-from models.DPI.attention.triton_work import PreparedOne
+from models.DPI.attention.prepared import PreparedStep
 from models.DPI.patches.forward_pass import ARGUMENT, ForwardPass
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class _Recording:
     """
 
     signature: tuple[Any, ...]
-    prepared: PreparedOne
+    prepared: PreparedStep
     ids: Tensor
     past: int
     modules: list[nn.Module]
@@ -133,7 +133,7 @@ class RecordedDecoding:
             keys.device,
             None if known is None else known.prepared,
         )
-        if known is None or prepared.work is not known.prepared.work:
+        if known is None or prepared.pieces is not known.prepared.pieces:
             modules = list(base.modules())
             self._of_thread.recording = None
             if not _are_watched(modules):

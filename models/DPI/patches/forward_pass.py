@@ -6,6 +6,7 @@ feed-forward blocks, finds the pass of its thread by `running`.
 """
 
 import contextlib
+import copy
 import functools
 import logging
 from collections.abc import Callable, Iterator
@@ -21,7 +22,10 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from models.DPI.attention import api
 from models.DPI.attention.bands import Plan
-from models.DPI.planning import Padding
+from models.DPI.methods.base import Rope
+from models.DPI.methods.original import Original
+from models.DPI.patches.families import FULL, LOCAL, Family, has_rotary_by_kind, in_halves, rotate_as_stock
+from models.DPI.planning import Padding, make_plan
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +40,8 @@ Observer = Callable[[int, Tensor, Tensor, Plan, float], None]
 class ForwardPass:
     """What the layers attend with. Not a dataclass: wrappers of modules, FSDP's above all, look into those and cast.
 
-    owner: the installation's mark, see `caches`. plan, padding: of this call. attn_impl: see `attention.api`.
+    owner: the installation's mark, see `caches`. plan, padding: of this call. family, kinds of layers, rope: of the
+    model. attn_impl: see `attention.api`.
     stock_implementation: transformers' name of what attends where the plan is plain. stock_rotary: the model's rotary
     module; position_ids (B or 1, T) and dtype, of the hidden states, are what it is called with.
     whole_cache: attention gets a static cache as it is, with the zeros of its free places.
@@ -48,6 +53,9 @@ class ForwardPass:
         plan: Plan,
         padding: Padding,
         *,
+        family: Family,
+        kinds: tuple[str, ...],
+        rope: Rope,
         attn_impl: str,
         stock_implementation: str,
         stock_rotary: nn.Module,
@@ -60,6 +68,9 @@ class ForwardPass:
         self.owner = owner
         self.plan = plan
         self.padding = padding
+        self.family = family
+        self.kinds = kinds
+        self.rope = rope
         self.attn_impl = attn_impl
         self.stock_implementation = stock_implementation
         self.observer = observer
@@ -67,22 +78,14 @@ class ForwardPass:
         self._rotary = stock_rotary
         self._position_ids = position_ids
         self._dtype = dtype
-        self._rotations: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._rotations: dict[tuple[torch.device, str], tuple[Tensor, Tensor]] = {}
 
     def with_whole_cache(self) -> "ForwardPass":
         """The same pass for a static cache that attention gets as it is."""
-        return ForwardPass(
-            self.owner,
-            self.plan,
-            self.padding,
-            attn_impl=self.attn_impl,
-            stock_implementation=self.stock_implementation,
-            stock_rotary=self._rotary,
-            position_ids=self._position_ids,
-            dtype=self._dtype,
-            observer=self.observer,
-            whole_cache=True,
-        )
+        twin = copy.copy(self)
+        twin.whole_cache = True
+        twin._rotations = {}
+        return twin
 
     @functools.cached_property
     def runs_stock(self) -> bool:
@@ -112,23 +115,27 @@ class ForwardPass:
         """(B, H, T, D), (B, Hkv, N, D) un-rotated -> (B, T, H, D) and the weights where they are formed."""
         number: int = layer.layer_idx  # type: ignore[assignment]
         n = key.shape[2] if self.whole_cache else self.padding.past + query.shape[2]  # a static cache is longer
+        local = self.kinds[number] != FULL
+        rotates = self.family.rotates(layer)
+        plan = self.plan if rotates else self._plan_without_rotation
         if self.observer is not None:
-            self.observer(number, query, key[:, :, :n], self.plan, scaling)
-        if self.runs_stock:
+            self.observer(number, self._in_halves(query), self._in_halves(key[:, :, :n]), plan, scaling)
+        if local or self.runs_stock:
             if key.shape[2] > n and (attention_mask is None or isinstance(attention_mask, Tensor)):
                 key, value = key[:, :, :n], value[:, :, :n]
                 attention_mask = None if attention_mask is None else attention_mask[..., :n]
-            query, key = self._rotate_as_stock(query, key)
+            if rotates:
+                query, key = self._rotate_as_stock(layer, query, key, self.kinds[number])
             stock = ALL_ATTENTION_FUNCTIONS.get_interface(self.stock_implementation, eager_attention_forward)
             found: tuple[Tensor, Tensor | None] = stock(
                 layer, query, key, value, attention_mask, dropout=0.0, scaling=scaling, **kwargs
             )
             return found
         out, weights = api.attend(
-            query,
-            key[:, :, :n],
+            self._in_halves(query),
+            self._in_halves(key[:, :, :n]),
             value[:, :, :n],
-            self.plan,
+            plan,
             scaling=scaling,
             layer=number,
             impl=self.attn_impl,
@@ -136,27 +143,42 @@ class ForwardPass:
         )
         return out.transpose(1, 2).contiguous(), weights
 
-    def _rotate_as_stock(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """The stock model's arithmetic, in its dtype, on all keys instead of the new ones."""
-        cos, sin = self._rotation(query.device)  # (B or 1, 1, N, D)
-        n, t = cos.shape[2], query.shape[2]
-        rotated = query * cos[:, :, n - t :] + _rotate_half(query) * sin[:, :, n - t :]
-        if key.shape[2] == n:
-            return rotated, key * cos + _rotate_half(key) * sin
-        head = key[:, :, :n]
-        return rotated, torch.cat((head * cos + _rotate_half(head) * sin, key[:, :, n:]), dim=2)
+    def _in_halves(self, x: Tensor) -> Tensor:
+        """Queries or keys with the components that rotate together D/2 apart, as tables have them."""
+        return in_halves(x, self.rope.rotary_dim) if self.family.interleaved else x
 
-    def _rotation(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The stock model's cosines and sines of all keys, (B or 1, 1, N, D)."""
-        if device not in self._rotations:
+    @functools.cached_property
+    def _plan_without_rotation(self) -> Plan:
+        """For layers that do not rotate: all earlier keys, at no position."""
+        still = Rope(torch.zeros_like(self.rope.inv_freq), self.rope.window)
+        return make_plan(Original(), still, self.padding, seed=0)
+
+    def _rotate_as_stock(self, layer: nn.Module, query: Tensor, key: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+        """The stock model's arithmetic, in its dtype, on all keys instead of the new ones.
+
+        A cache of local layers holds the last keys only; a static one more than there are.
+        """
+        cos, sin = self._rotation(query.device, kind)  # (B or 1, n, rotary_dim)
+        n, t = cos.shape[1], query.shape[2]
+        held = min(key.shape[2], n)
+        rotated = rotate_as_stock(layer, query, cos[:, n - t :], sin[:, n - t :])
+        head = rotate_as_stock(layer, key[:, :, :held], cos[:, n - held :], sin[:, n - held :])
+        return rotated, head if key.shape[2] == held else torch.cat((head, key[:, :, held:]), dim=2)
+
+    def _rotation(self, device: torch.device, kind: str) -> tuple[Tensor, Tensor]:
+        """The stock model's cosines and sines of all keys for a kind of layers, (B or 1, n, rotary_dim)."""
+        slot = (device, kind)
+        if slot not in self._rotations:
             position_ids = self._position_ids
             if self.padding.past:
                 position_ids = self.padding.key_positions(device)
             elif position_ids is None:
                 position_ids = torch.arange(self.padding.new)[None]
-            cos, sin = self._rotary(torch.empty((), dtype=self._dtype, device=device), position_ids.to(device))
-            self._rotations[device] = cos.to(device)[:, None], sin.to(device)[:, None]
-        return self._rotations[device]
+            x = torch.empty((), dtype=self._dtype, device=device)
+            of_kind = (kind,) if has_rotary_by_kind(self._rotary) else ()
+            cos, sin = self._rotary(x, position_ids.to(device), *of_kind)
+            self._rotations[slot] = cos.to(device), sin.to(device)
+        return self._rotations[slot]
 
 
 _running: ContextVar[ForwardPass | None] = ContextVar("gali_forward_pass", default=None)
@@ -184,7 +206,9 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function that transformers calls in every layer."""
-    forward_pass: ForwardPass | None = kwargs.pop(ARGUMENT, None)
+    forward_pass: ForwardPass | None = (
+        kwargs.pop(ARGUMENT, None) or running()
+    )  # some layers keep arguments to themselves
     if forward_pass is None:
         raise ValueError(_NO_METHOD)
     if dropout:
@@ -202,9 +226,12 @@ def _make_mask(batch_size: int, q_length: int, kv_length: int, **kwargs: Any) ->
     forward_pass = running()
     if forward_pass is None:
         raise ValueError(_NO_METHOD)
-    if kwargs.get("mask_function", causal_mask_function) is not causal_mask_function:
+    local = kwargs.get("local_size") is not None  # some models ask for it without having such layers
+    if local and LOCAL not in forward_pass.kinds:
+        return None
+    if not local and kwargs.get("mask_function", causal_mask_function) is not causal_mask_function:
         raise ValueError("a mask function describes partly visible sequences; methods attend to all earlier tokens")
-    if not forward_pass.runs_stock:
+    if not local and not forward_pass.runs_stock:
         return None
     stock = ALL_MASK_ATTENTION_FUNCTIONS[forward_pass.stock_implementation]
     mask: Tensor | None = stock(batch_size=batch_size, q_length=q_length, kv_length=kv_length, **kwargs)
@@ -223,8 +250,3 @@ AttentionMaskInterface.register(NAME, _make_mask)
 @functools.cache
 def _warn_once(message: str) -> None:
     logger.warning(message)
-
-
-def _rotate_half(x: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    return torch.cat((-x[..., half:], x[..., :half]), dim=-1)

@@ -1,4 +1,4 @@
-"""What is put in place of parts of a model: a forward pass, and the rotary module."""
+"""What is put in place of parts of a model: a method of a module, and the rotary module."""
 
 import functools
 import weakref
@@ -9,43 +9,46 @@ import torch
 from torch import Tensor, nn
 
 
-class ReplacedForward:
-    """`run(module, stock, ...)` in place of a module's forward pass; `stock` is the module's own.
+class ReplacedMethod:
+    """`run(module, stock, ...)` in place of a module's method; `stock` is the module's own, None if it has none.
 
     It holds the module weakly: a model that is deleted is gone, without waiting for the garbage collector.
     """
 
-    def __init__(self, module: nn.Module, run: Callable[..., Any]) -> None:
-        """Replace the forward pass of `module`."""
+    def __init__(self, module: nn.Module, name: str, run: Callable[..., Any]) -> None:
+        """Replace the method of that name, such as "forward", on this module alone."""
         self._module = weakref.ref(module)
-        self._own: Callable[..., Any] | None = vars(module).get("forward")  # accelerate's, where it placed the model
+        self._name = name
+        self._own: Callable[..., Any] | None = vars(module).get(name)  # accelerate's, where it placed the model
         self._run = run
-        module.forward = self
+        setattr(module, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run in place of the module's own."""
         module = self._module()
         assert module is not None
-        stock = functools.partial(type(module).forward, module) if self._own is None else self._own
+        stock = self._own
+        if stock is None and hasattr(type(module), self._name):  # some are looked up and need not be there
+            stock = functools.partial(getattr(type(module), self._name), module)
         return self._run(module, stock, *args, **kwargs)
 
     def remove(self) -> None:
-        """Give the module its own forward pass back."""
+        """Give the module its own method back."""
         module = self._module()
         if module is None:
             return
         if self._own is None:
-            del module.forward
+            delattr(module, self._name)
         else:
-            module.forward = self._own
+            setattr(module, self._name, self._own)
 
     def __getstate__(self) -> tuple[Any, ...]:
         """For a copy, whose module is the copied one."""
-        return self._module(), self._own, self._run
+        return self._module(), self._name, self._own, self._run
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         """See `__getstate__`."""
-        module, self._own, self._run = state
+        module, self._name, self._own, self._run = state
         self._module = weakref.ref(module)
 
 
@@ -61,7 +64,7 @@ class NoRotation(nn.Module):
         self.stock = stock
         self.rotary_dim = rotary_dim
 
-    def forward(self, x: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, position_ids: Tensor | None = None, *kind: str) -> tuple[Tensor, Tensor]:
         """(B, T, hidden) -> cos, sin (1, T, rotary_dim), one row for all."""
         one = torch.ones((), dtype=x.dtype, device=x.device)
         shape = (1, x.shape[1], self.rotary_dim)

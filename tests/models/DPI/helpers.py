@@ -13,6 +13,8 @@ from models.DPI.patches.Llama import install
 
 MakeModel = Callable[..., PreTrainedModel]
 WINDOW = 32
+# Of every kind of test; `test_families.py` has the others.
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 ROUNDING = 1e-4  # fp32 logits of size ten
 CHUNK_FREE: dict[str, Any] = {"local_window": 7, "chunk_coe": 1}
 CHUNKS: dict[str, Any] = {"local_window": 7, "chunk_coe": 11}

@@ -186,12 +186,39 @@ def logits(q: Tensor, k: Tensor, inv_freq: Tensor, t: Terms, scaling: float) -> 
     return (rotated * t.scale + rest) * scaling
 
 
+def with_noise(
+    found: Tensor, method: Method, t: Terms, deviates: Tensor, window: int, past: int, length: int
+) -> Tensor:
+    """Logits (B, H, T, N) with GALI's noise. deviates: (H, T, N), of unit scale."""
+    m: Any = method
+    ends = chunk_ends(length, window, m.chunk_coe, past)
+    rows = []
+    for row, (i, n) in enumerate(zip(range(past, length), ends, strict=True)):
+        sees = found[:, :, row, : i + 1]
+        if n > window:
+            sigma = m.std_base * (i - torch.arange(i + 1.0)) / n if m.scale_std else torch.ones(i + 1)
+            add = deviates[:, row, : i + 1] * sigma
+            if m.noise_type == "gaussian" and m.scale_mean:
+                add = add + sees.mean(-1, keepdim=True)
+            if m.noise_type == "uniform" and m.scale_max:
+                add = add * sees.amax(-1, keepdim=True)
+            noisy = t.interpolated[row, : i + 1] if m.addon_relcoef else torch.ones(i + 1, dtype=torch.bool)
+            sees = sees + add * noisy
+        rows.append(torch.cat((sees, found[:, :, row, i + 1 :]), dim=-1))
+    return torch.stack(rows, dim=2)
+
+
+def attend(found: Tensor, v: Tensor) -> Tensor:
+    """One softmax over all keys that a query sees: logits (B, H, T, N), values (B, Hkv, N, D) -> (B, H, T, D) fp64."""
+    length = v.shape[2]
+    seen = causal_mask(length - found.shape[2], length)
+    p = found.masked_fill(~seen, float("-inf")).softmax(-1)
+    return p @ v.double().repeat_interleave(found.shape[1] // v.shape[1], dim=1)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, inv_freq: Tensor, t: Terms, scaling: float) -> Tensor:
-    """One softmax over all keys that a query sees, (B, H, T, D) fp64."""
-    past = k.shape[2] - q.shape[2]
-    seen = causal_mask(past, k.shape[2])
-    p = logits(q, k, inv_freq, t, scaling).masked_fill(~seen, float("-inf")).softmax(-1)
-    return p @ v.double().repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+    """Attention without noise, (B, H, T, D) fp64."""
+    return attend(logits(q, k, inv_freq, t, scaling), v)
 
 
 def rope(window: int, rotary_dim: int = 8, theta: float = THETA) -> Rope:

@@ -1,11 +1,13 @@
 """Loading: mistakes end in one line before any weight is read; dtype, device, window and tokenizer as documented."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
@@ -102,7 +104,7 @@ def test_a_target_out_of_reach(folder: Path, method: str, params: dict[str, Any]
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"max_position_embeddings": 0}, "max_position_embeddings = 0 must be a whole number of tokens"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings = 0 must be at least 1"),
         ({"max_position_embeddings": 16}, "window_size = 16 must be smaller than the model's window of 16 tokens"),
         ({"dtype": "float8"}, "dtype is 'float8'; it must be one of bfloat16"),
         ({"device": "gpu"}, "device is 'gpu'; it must be cpu"),
@@ -239,3 +241,35 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("a pickle was read"))
     with pytest.raises(OSError, match="safetensors"):
         dpi.get_model_and_tokenizer(str(tmp_path), None, "repro_original", {}, device="cpu")
+
+
+def test_missing_weights_are_not_random(folder: Path, tmp_path: Path) -> None:
+    """transformers fills them with random numbers and says so in a log."""
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    weights = load_file(broken / "model.safetensors")
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.norm.weight"):
+        del weights[name]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    for module in (dpi, dpi_withoutflash):
+        with pytest.raises(
+            ValueError, match=r"weights of .* lack model\.layers\.0\.self_attn\.q_proj\.weight, model\.norm"
+        ):
+            module.get_model_and_tokenizer(str(broken), None, "repro_original", {}, device="cpu")
+
+
+@pytest.mark.parametrize("placement", [{"device_map": "auto"}, {"tp_plan": "auto"}])
+def test_a_device_with_a_placement(folder: Path, placement: dict[str, str]) -> None:
+    for module in (dpi, dpi_withoutflash):
+        with pytest.raises(ValueError, match=r"device = 'cpu' goes with neither device_map nor tp_plan"):
+            module.get_model_and_tokenizer(str(folder), None, "repro_original", {}, device="cpu", **placement)
+
+
+@pytest.mark.parametrize("model_type", ["llava", "qwen2_audio", "mllama"])
+def test_families_without_a_window_of_their_own(folder: Path, model_type: str) -> None:
+    """Their text part has it, in a configuration within."""
+    config = AutoConfig.for_model(model_type)
+    assert not hasattr(config, "max_position_embeddings")
+    for options in ({}, {"max_position_embeddings": 64}):
+        with pytest.raises(ValueError, match=rf"model_type .*'{model_type}'"):
+            dpi.get_model_and_tokenizer(str(folder), config, "repro_original", {}, device="cpu", **options)

@@ -57,21 +57,7 @@ def test_noise_is_that_of_the_definition(kind: str, flags: dict[str, Any], past:
     terms = oracle.terms(method, window, past, length)
     logits = oracle.logits(q, k, oracle.inv_freq_of(segments), terms, 0.4)
     value = draw(method.noise(seed), layer, 4, torch.arange(past, length), torch.arange(length)).double()
-    ends = oracle.chunk_ends(length, window, 7, past)
-    for t, (i, n) in enumerate(zip(range(past, length), ends, strict=True)):
-        if n <= window:
-            continue
-        sees = logits[:, :, t, : i + 1]
-        sigma = std_base * (i - torch.arange(i + 1.0)) / n if method.scale_std else torch.ones(i + 1)
-        add = value[:, t, : i + 1] * sigma
-        if kind == "gaussian" and method.scale_mean:
-            add = add + sees.mean(-1, keepdim=True)
-        if kind == "uniform" and method.scale_max:
-            add = add * sees.amax(-1, keepdim=True)
-        noisy = terms.interpolated[t, : i + 1] if method.addon_relcoef else torch.ones(i + 1, dtype=torch.bool)
-        logits[:, :, t, : i + 1] = sees + add * noisy
-    p = logits.masked_fill(~oracle.causal_mask(past, length), float("-inf")).softmax(-1)
-    expected = p @ v.repeat_interleave(2, dim=1)
+    expected = oracle.attend(oracle.with_noise(logits, method, terms, value, window, past, length), v)
     torch.testing.assert_close(found, expected, rtol=0, atol=5e-6)
 
 

@@ -119,7 +119,7 @@ def test_bands_of_any_shape(data: st.DataObject, block: int, num_bands: int, siz
         torch.tensor(sorted(data.draw(st.lists(st.integers(0, past), min_size=new, max_size=new))))
         for _ in range(2 * num_bands - 1)
     ]
-    edges = list(torch.stack(cuts).sort(0).values) + [i + 1]
+    edges = [*torch.stack(cuts).sort(0).values, i + 1]
     own = oracle.rope(16, 16).frequencies
     bands = tuple(
         Band(own, i.double() / (b + 1), KeyPositions(stretch=b + 1, blend=b % 2 == 1), edges[2 * b], edges[2 * b + 1])

@@ -38,10 +38,10 @@ def test_blended_keys_are_the_papers_two_logits(stretch: int, n: int, seed: int)
     frequencies = _Exact(_inv_freq())
     positions = KeyPositions(stretch=stretch, blend=True)(torch.arange(n))
     at = torch.randint(0, 2 * n, (n,), generator=generator).double()
-    turned_q = rotate(q, *frequencies.tables(at, CPU))
-    blended = turned_q @ rotate(k, *frequencies.tables(positions, CPU, blend=True)).T
-    upper = turned_q @ rotate(k, *frequencies.tables(positions.ceil(), CPU)).T
-    lower = turned_q @ rotate(k, *frequencies.tables(positions.floor(), CPU)).T
+    rotated_q = rotate(q, *frequencies.tables(at, CPU))
+    blended = rotated_q @ rotate(k, *frequencies.tables(positions, CPU, blend=True)).T
+    upper = rotated_q @ rotate(k, *frequencies.tables(positions.ceil(), CPU)).T
+    lower = rotated_q @ rotate(k, *frequencies.tables(positions.floor(), CPU)).T
     w = positions.ceil() - positions
     torch.testing.assert_close(blended, (1 - w) * upper + w * lower, rtol=0, atol=1e-12)
 
@@ -88,20 +88,20 @@ def test_rotate_is_that_of_transformers(dtype: torch.dtype) -> None:
     ]
     wide = torch.promote_types(dtype, torch.float32)
     expected = apply_rotary_pos_emb(q.to(wide), k.to(wide), *full)
-    for x, turned in zip((q, k), expected, strict=True):
+    for x, rotated in zip((q, k), expected, strict=True):
         found = rotate(x, cos, sin)
         assert found.dtype == dtype
-        torch.testing.assert_close(found, turned.to(dtype), rtol=0, atol=1e-6 if wide == torch.float32 else 1e-14)
+        torch.testing.assert_close(found, rotated.to(dtype), rtol=0, atol=1e-6 if wide == torch.float32 else 1e-14)
 
 
 def test_partial_rotary_leaves_the_rest_alone() -> None:
     torch.manual_seed(2)
     x = torch.randn(2, 3, 9, 20)
     cos, sin = Frequencies(_inv_freq(8)).tables(torch.arange(9).double(), CPU)
-    turned = rotate(x, cos, sin)
-    assert torch.equal(turned[..., 8:], x[..., 8:])
-    assert torch.equal(turned[..., :8], rotate(x[..., :8], cos, sin))
-    assert not torch.equal(turned[:, :, 1:, :8], x[:, :, 1:, :8])
+    rotated = rotate(x, cos, sin)
+    assert torch.equal(rotated[..., 8:], x[..., 8:])
+    assert torch.equal(rotated[..., :8], rotate(x[..., :8], cos, sin))
+    assert not torch.equal(rotated[:, :, 1:, :8], x[:, :, 1:, :8])
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,15 @@ same type. On a CPU the kernels run in Triton's interpreter, on small cases; wit
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.DPI.attention import api, reference, triton_work
+from models.DPI.attention import api, reference
 from models.DPI.attention import triton as fused
 from models.DPI.attention.bands import Plan
 from models.DPI.methods import build_method
@@ -19,17 +21,17 @@ from tests.models.DPI import oracle
 pytest.importorskip("triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CHUNK_FREE = {"chunk_coe": 1, "local_window": 16}
-NOISE = {**CHUNK_FREE, "noise_type": "gaussian"}
+CHUNK_FREE: dict[str, Any] = {"chunk_coe": 1, "local_window": 16}
+NOISE: dict[str, Any] = {**CHUNK_FREE, "noise_type": "gaussian"}
 
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the kernels' buffers hold before they are written is not a number."""
 
-    def poison(make):
+    def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @functools.wraps(make)
-        def made(*args, **kwargs):
+        def made(*args: Any, **kwargs: Any) -> Tensor:
             tensor = make(*args, **kwargs)
             return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
@@ -40,7 +42,7 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "new_empty", poison(Tensor.new_empty))
 
 
-def _plan(name: str, params: dict, window: int, head_dim: int, padding: Padding, seed: int = 3) -> Plan:
+def _plan(name: str, params: dict[str, Any], window: int, head_dim: int, padding: Padding, seed: int = 3) -> Plan:
     return make_plan(build_method(name, params, window), oracle.rope(window, head_dim), padding, seed=seed)
 
 
@@ -65,9 +67,14 @@ def _by_definition(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scaling: float, 
         queries = slice(row.first_query, row.first_query + row.num_queries)
         for r in row.rows:
             out[r : r + 1, :, queries] = reference.attend(
-                q[r : r + 1, :, queries], k[r : r + 1, :, keys], v[r : r + 1, :, keys], row.segments,
-                scaling=scaling, noise=plan.noise, layer=layer,
-            )[0]  # fmt: skip
+                q[r : r + 1, :, queries],
+                k[r : r + 1, :, keys],
+                v[r : r + 1, :, keys],
+                row.segments,
+                scaling=scaling,
+                noise=plan.noise,
+                layer=layer,
+            )[0]
     return out
 
 
@@ -79,46 +86,62 @@ def _check(q: Tensor, k: Tensor, v: Tensor, plan: Plan, out: Tensor, scaling: fl
     assert float((out.double() - exact).norm() / exact.norm()) < (1e-2 if q.dtype == torch.bfloat16 else 2e-3)
 
 
-def _run(
-    name: str, params: dict, window: int, keys: int, queries: int, head_dim: int, heads: tuple[int, int],
-    dtype: torch.dtype = torch.float16, batch: int = 1, layer: int = 2,
-) -> None:  # fmt: skip
-    q, k, v = _tensors(batch, *heads, queries, keys, head_dim, dtype)
-    plan = _plan(name, params, window, head_dim, Padding(None, keys - queries, queries, batch))
-    scaling = head_dim**-0.5
-    if queries == 1:
-        out = fused.attend_one(q, k, v, plan, scaling=scaling, layer=layer)
-    else:
-        out = fused.attend(q, k, v, plan.rows[0].segments, scaling=scaling, noise=plan.noise, layer=layer)
-    _check(q, k, v, plan, out, scaling, layer)
+@dataclass(frozen=True)
+class Case:
+    """Attention of the last `queries` of `keys` tokens; heads: of queries and of keys."""
+
+    name: str
+    method: str
+    keys: int
+    queries: int
+    head_dim: int = 64
+    heads: tuple[int, int] = (1, 1)
+    params: dict[str, Any] = field(default_factory=dict)
+    window: int = 64
+    batch: int = 1
+    dtype: torch.dtype = torch.float16
+
+    def __str__(self) -> str:
+        return self.name
+
+    def run(self, layer: int = 2) -> None:
+        q, k, v = _tensors(self.batch, *self.heads, self.queries, self.keys, self.head_dim, self.dtype)
+        padding = Padding(None, self.keys - self.queries, self.queries, self.batch)
+        plan = _plan(self.method, self.params, self.window, self.head_dim, padding)
+        scaling = self.head_dim**-0.5
+        if self.queries == 1:
+            out = fused.attend_one(q, k, v, plan, scaling=scaling, layer=layer)
+        else:
+            out = fused.attend(q, k, v, plan.rows[0], scaling=scaling, noise=plan.noise, layer=layer)
+        _check(q, k, v, plan, out, scaling, layer)
 
 
 SMALL = [
-    ("dpi", CHUNK_FREE, 64, 217, 67, 64, (4, 1)),
-    ("dpi", {"chunk_coe": 50, "local_window": 16}, 64, 161, 161, 80, (2, 2)),
-    ("dpi", {"chunk_coe": 60, "local_window": 16, "appro_attn": False}, 64, 171, 70, 64, (3, 1)),
-    ("dpi", NOISE, 64, 201, 69, 64, (2, 1)),
-    ("dpi", {**NOISE, "addon_relcoef": 0, "scale_std": 0}, 64, 131, 37, 96, (1, 1)),
-    ("dpi", {**NOISE, "noise_type": "uniform", "scale_max": 0}, 64, 150, 21, 256, (2, 1)),
-    ("repro_se", {"group_size": 7, "window_size": 40}, 64, 233, 71, 96, (2, 1)),
-    ("repro_se", {"group_size": 7, "window_size": 200}, 256, 390, 40, 64, (1, 1)),  # whole tiles behind a boundary
-    ("repro_chunkllama", {}, 64, 219, 70, 128, (2, 1)),
-    ("repro_yarn", {"factor": 4.0}, 64, 100, 100, 256, (1, 1)),
+    Case("chunk-free", "dpi", 217, 67, 64, (4, 1), CHUNK_FREE),
+    Case("chunks", "dpi", 161, 161, 80, (2, 2), {"chunk_coe": 50, "local_window": 16}),
+    Case("fractional", "dpi", 171, 70, 64, (3, 1), {"chunk_coe": 60, "local_window": 16, "appro_attn": False}),
+    Case("noise", "dpi", 201, 69, 64, (2, 1), NOISE),
+    Case("noise on all keys", "dpi", 131, 37, 96, (1, 1), {**NOISE, "addon_relcoef": 0, "scale_std": 0}),
+    Case("uniform noise", "dpi", 150, 21, 256, (2, 1), {**NOISE, "noise_type": "uniform", "scale_max": 0}),
+    Case("SelfExtend", "repro_se", 233, 71, 96, (2, 1), {"group_size": 7, "window_size": 40}),
+    Case("whole tiles behind a boundary", "repro_se", 390, 40, 64, (1, 1), {"group_size": 7, "window_size": 200}, 256),
+    Case("ChunkLlama", "repro_chunkllama", 219, 70, 128, (2, 1)),
+    Case("YaRN", "repro_yarn", 100, 100, 256, (1, 1), {"factor": 4.0}),
 ]
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
-def test_many_queries(case: tuple) -> None:
-    _run(*case)
+def test_many_queries(case: Case) -> None:
+    case.run()
 
 
-@pytest.mark.parametrize("case", [(*case[:4], 1, *case[5:]) for case in SMALL], ids=str)
-def test_one_query(case: tuple) -> None:
-    _run(*case, batch=2)
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_one_query(case: Case) -> None:
+    replace(case, queries=1, batch=2).run()
 
 
 def test_one_query_and_a_stretch_wider_than_a_tile() -> None:
-    _run("dpi", {"chunk_coe": 1, "local_window": 5}, 8, 230, 1, 64, (2, 1))
+    Case("wide", "dpi", 230, 1, 64, (2, 1), {"chunk_coe": 1, "local_window": 5}, 8).run()
 
 
 @pytest.mark.parametrize("queries", [1, 66])
@@ -130,7 +153,7 @@ def test_log_sum_exp(queries: int) -> None:
     if queries == 1:
         fused.attend_one(q, k, v, plan, scaling=0.1, lse=lse)
     else:
-        fused.attend(q, k, v, plan.rows[0].segments, scaling=0.1, lse=lse)
+        fused.attend(q, k, v, plan.rows[0], scaling=0.1, lse=lse)
     past = keys - queries
     for segment in plan.rows[0].segments:
         at = slice(segment.first - past, segment.last - past)
@@ -171,21 +194,21 @@ def test_repeated_launches_agree() -> None:
 
 
 def test_tables_beyond_the_budget_go_in_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_work, "_KEY_BYTES", 1)
-    _run("dpi", CHUNK_FREE, 32, 90, 90, 64, (1, 1))
+    monkeypatch.setattr("models.DPI.attention.kernels.tiles._KEY_BYTES", 1)
+    Case("many launches", "dpi", 90, 90, 64, (1, 1), CHUNK_FREE, 32).run()
 
 
 GRID = [
-    ("dpi", CHUNK_FREE, 512, 2311, 2311),
-    ("dpi", {"chunk_coe": 300, "local_window": 100}, 512, 2048, 777),
-    ("dpi", {"chunk_coe": 300, "local_window": 100, "noise_type": "gaussian"}, 512, 2049, 778),
-    ("dpi", NOISE, 512, 1999, 1),
-    ("dpi", CHUNK_FREE, 512, 2311, 1),
-    ("repro_se", {"group_size": 9, "window_size": 200}, 512, 1777, 1301),
-    ("repro_se", {"group_size": 9, "window_size": 200}, 512, 1777, 1),
-    ("repro_chunkllama", {}, 512, 2001, 999),
-    ("repro_chunkllama", {}, 512, 2001, 1),
-    ("repro_original", {}, 512, 129, 65),
+    Case("chunk-free", "dpi", 2311, 2311, params=CHUNK_FREE),
+    Case("chunks", "dpi", 2048, 777, params={"chunk_coe": 300, "local_window": 100}),
+    Case("noise", "dpi", 2049, 778, params={"chunk_coe": 300, "local_window": 100, "noise_type": "gaussian"}),
+    Case("noise, decoding", "dpi", 1999, 1, params=NOISE),
+    Case("chunk-free, decoding", "dpi", 2311, 1, params=CHUNK_FREE),
+    Case("SelfExtend", "repro_se", 1777, 1301, params={"group_size": 9, "window_size": 200}),
+    Case("SelfExtend, decoding", "repro_se", 1777, 1, params={"group_size": 9, "window_size": 200}),
+    Case("ChunkLlama", "repro_chunkllama", 2001, 999),
+    Case("ChunkLlama, decoding", "repro_chunkllama", 2001, 1),
+    Case("original", "repro_original", 129, 65),
 ]
 
 
@@ -195,15 +218,15 @@ GRID = [
 @pytest.mark.parametrize("number", range(len(GRID)))
 def test_grid(number: int, head_dim: int, dtype: torch.dtype) -> None:
     heads = [(4, 4), (8, 2), (7, 1)][(number + fused.HEAD_DIMS.index(head_dim)) % 3]
-    _run(*GRID[number], head_dim, heads, dtype, batch=2)
+    replace(GRID[number], window=512, head_dim=head_dim, heads=heads, dtype=dtype, batch=2).run()
 
 
 @pytest.fixture
-def padded() -> Iterator[Tensor]:
+def padded() -> Tensor:
     mask = torch.zeros(4, 700, dtype=torch.long)
     for row, (first, last) in enumerate([(0, 700), (333, 700), (0, 699), (690, 700)]):
         mask[row, first:last] = 1
-    yield mask
+    return mask
 
 
 @pytest.mark.gpu
@@ -217,7 +240,7 @@ def test_padding_through_the_api(padded: Tensor, past: int) -> None:
 
 @pytest.mark.gpu
 def test_auto_takes_it_and_what_it_cannot_do_is_refused() -> None:
-    q, k, v = _tensors(1, 4, 2, 9, 99, 64, torch.bfloat16)
+    q, _, _ = _tensors(1, 4, 2, 9, 99, 64, torch.bfloat16)
     plan = _plan("dpi", CHUNK_FREE, 64, 64, Padding(None, 90, 9, 1))
     assert api.choose("auto", q, plan) == "triton"
     assert api.choose("auto", q.float(), plan) == "sdpa"
@@ -233,8 +256,8 @@ def test_auto_takes_it_and_what_it_cannot_do_is_refused() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name, params", [("dpi", CHUNK_FREE), ("repro_chunkllama", {})])
-def test_flash_by_name(name: str, params: dict) -> None:
+@pytest.mark.parametrize(("name", "params"), [("dpi", CHUNK_FREE), ("repro_chunkllama", {})])
+def test_flash_by_name(name: str, params: dict[str, Any]) -> None:
     q, k, v = _tensors(2, 4, 2, 301, 999, 128, torch.bfloat16)
     plan = _plan(name, params, 256, 128, Padding(None, 698, 301, 2))
     out, _ = api.attend(q, k, v, plan, scaling=0.1, impl="flash")

@@ -10,9 +10,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, LlamaForCau
 
 from models.DPI.methods import METHODS, build_method
 from models.DPI.patches import Llama as llama_patch
-from models.DPI.patches.Llama import MODEL_TYPES, install, installation_of, installed_method, uninstall
+from models.DPI.patches.Llama import install, installation_of, installed_method, uninstall
 from tests.models.DPI import helpers
-from tests.models.DPI.helpers import CHUNKS, PARAMS, ROUNDING, WINDOW, MakeModel, logits, padded, tokens
+from tests.models.DPI.helpers import CHUNKS, MODEL_TYPES, PARAMS, ROUNDING, WINDOW, MakeModel, logits, padded, tokens
 
 
 def put(model: PreTrainedModel, name: str, window: int = WINDOW, impl: str = "auto", **params: Any) -> PreTrainedModel:

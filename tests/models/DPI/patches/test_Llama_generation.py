@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from models.DPI.methods import METHODS
-from models.DPI.patches.Llama import MODEL_TYPES
+from models.DPI.methods import METHODS, build_method
 from tests.models.DPI.helpers import (
     CHUNK_FREE,
+    CHUNKS,
+    MODEL_TYPES,
     NOISY,
     PARAMS,
     ROUNDING,
@@ -22,9 +23,6 @@ from tests.models.DPI.helpers import (
     put,
     tokens,
 )
-
-# Methods whose tables do not depend on how many tokens there are.
-CAUSAL = {"repro_se", "repro_ntk", "repro_yarn", "repro_original"}
 
 
 def greedy(model: Any, ids: Tensor, new: int, mask: Tensor | None = None, **options: Any) -> Tensor:
@@ -43,13 +41,23 @@ def test_chunk_free_prefill_is_token_by_token(make_model: MakeModel, model_type:
 
 
 @pytest.mark.parametrize("impl", ["sdpa", "reference"])
-@pytest.mark.parametrize("name", sorted({"dpi"} | CAUSAL))
+@pytest.mark.parametrize("name", [name for name in METHODS if build_method(name, PARAMS[name]).is_causal()])
 def test_pieces_are_one_shot_where_positions_are_the_same(make_model: MakeModel, name: str, impl: str) -> None:
     model = put(make_model(WINDOW), name, attn_impl=impl)
     ids = tokens(2, 77)
     whole = logits(model, ids)
     for edges in ([0, 77], [0, 32, 77], [0, 20, 50, 51, 52, 77], [0, 33, 34, 76, 77]):
         torch.testing.assert_close(in_pieces(model, ids, edges), whole, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("name", "params"), [("dpi", CHUNKS), ("repro_dynamic_ntk", {"factor": 4.0}), ("repro_chunkllama", {})]
+)
+def test_what_is_not_causal_depends_on_the_pieces(make_model: MakeModel, name: str, params: dict[str, Any]) -> None:
+    model = put(make_model(WINDOW), name, params)
+    assert not build_method(name, params).is_causal()
+    ids = tokens(2, 77)
+    assert float((in_pieces(model, ids, [0, 50, 77]) - logits(model, ids)).abs().max()) > 0.01
 
 
 def test_pieces_at_the_borders_of_chunks_are_one_shot(make_model: MakeModel) -> None:

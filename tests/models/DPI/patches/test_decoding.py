@@ -1,6 +1,7 @@
 """Decoding from recordings against the same steps run one by one. On a CPU a recording runs its Python again, with
 planning forbidden, since a CUDA graph could not plan either; with a GPU it is a CUDA graph."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
-from models.DPI.attention import triton as fused
+from models.DPI.attention.backends import BACKENDS
 from models.DPI.methods import build_method
 from models.DPI.patches import Llama as patch
 from models.DPI.patches import decoding
@@ -63,7 +64,8 @@ class _Recorder:
 
         with self.monkeypatch.context() as context:
             context.setattr(patch, "make_plan", refuse)
-            context.setattr(fused, "prepare_one", refuse)
+            context.setattr("models.DPI.attention.kernels.pieces.prepare_step", refuse)
+            context.setattr("models.DPI.attention.kernels.decode.prepare_step", refuse)
             return run()
 
 
@@ -73,7 +75,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> _Recorder:
     monkeypatch.setattr(decoding, "record", found.record)
     if DEVICE == "cpu":
         monkeypatch.setattr(decoding, "can_record", lambda device: True)
-        monkeypatch.setattr(fused, "obstacle", lambda q, plan: None)
+        monkeypatch.setitem(BACKENDS, "triton", dataclasses.replace(BACKENDS["triton"], obstacle=lambda q, plan: None))
     return found
 
 
@@ -172,7 +174,8 @@ def test_results_of_earlier_steps_stay(model: PreTrainedModel, recorder: _Record
 
 @pytest.mark.parametrize("watch", ["hook", "observer", "hidden states", "gradients"])
 def test_who_watches_the_layers_sees_every_step(model: PreTrainedModel, recorder: _Recorder, watch: str) -> None:
-    patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
+    impl = "auto" if watch == "gradients" else "triton"  # which has no backward pass
+    patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl=impl)
     seen: list[int] = []
     ids, cache = tokens(1, 45), static(model)
     if watch == "hook":

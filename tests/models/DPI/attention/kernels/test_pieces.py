@@ -4,15 +4,19 @@ import itertools
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.DPI.attention import triton_work
+from models.DPI.attention.kernels import pieces
+from models.DPI.attention.prepared import PreparedStep
 from models.DPI.methods import build_method
 from models.DPI.planning import Padding, make_plan
 from tests.models.DPI import oracle
 
 CPU = torch.device("cpu")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROPE = oracle.rope(64, 32)
 bands = st.lists(
     st.tuples(st.integers(0, 50), st.integers(1, 2500)).map(lambda t: (t[0], sum(t))), min_size=1, max_size=3
@@ -21,7 +25,7 @@ bands = st.lists(
 
 @given(tiles=bands, multiprocessors=st.floats(0.2, 132))
 def test_programs_take_every_tile_once(tiles: list[tuple[int, int]], multiprocessors: float) -> None:
-    shares = triton_work._best_shares(tiles, multiprocessors)
+    shares = pieces._best_shares(tiles, multiprocessors)
     found = sorted((b, tile) for b, low, high in shares for tile in range(low, high))
     assert found == [(b, tile) for b, (low, high) in enumerate(tiles) for tile in range(low, high)]
     assert all(0 < high - low <= 512 for _, low, high in shares)
@@ -29,7 +33,7 @@ def test_programs_take_every_tile_once(tiles: list[tuple[int, int]], multiproces
 
 @given(tiles=bands, multiprocessors=st.floats(1, 132))
 def test_programs_are_no_more_than_there_is_room_for(tiles: list[tuple[int, int]], multiprocessors: float) -> None:
-    shares = triton_work._best_shares(tiles, multiprocessors)
+    shares = pieces._best_shares(tiles, multiprocessors)
     needed = sum(-(-(high - low) // 512) for low, high in tiles)  # a program takes 512 tiles of one band at most
     assert len(shares) <= max(2 * multiprocessors, needed)
 
@@ -37,39 +41,76 @@ def test_programs_are_no_more_than_there_is_room_for(tiles: list[tuple[int, int]
 def test_pieces_of_bands_are_even_and_whole() -> None:
     for most, first, second in itertools.product((1, 2, 7, 33), (0, 1, 64), (1, 3, 200)):
         tiles = [(5, 5 + first), (9, 9 + second)]
-        pieces = triton_work._shares(tiles, most)
-        covered = [(band, tile) for band, low, high in pieces for tile in range(low, high)]
+        shares = pieces._shares(tiles, most)
+        covered = [(band, tile) for band, low, high in shares for tile in range(low, high)]
         assert covered == [(0, t) for t in range(5, 5 + first)] + [(1, t) for t in range(9, 9 + second)]
-        assert len(pieces) <= max(most, 2)
+        assert len(shares) <= max(most, 2)
 
 
 def test_one_row_of_16384_keys_on_132_multiprocessors() -> None:
     """196 tiles of the head and 64 of the tail, 16.5 programs a key head: none has more than 17."""
-    shares = triton_work._best_shares([(0, 196), (192, 256)], 16.5)
+    shares = pieces._best_shares([(0, 196), (192, 256)], 16.5)
     assert len(shares) == 16
     assert max(high - low for _, low, high in shares) == 17
 
 
-def _prepare(n: int, rows: int = 1, previous: triton_work.PreparedOne | None = None) -> triton_work.PreparedOne:
+def _prepare(n: int, rows: int = 1, previous: PreparedStep | None = None) -> PreparedStep:
     method = build_method("dpi", {"chunk_coe": 1, "local_window": 16}, 64)
     plan = make_plan(method, ROPE, Padding(None, n - 1, 1, rows), seed=0)
-    return triton_work.prepare_one(plan, rows, 4, 2, 32, CPU, previous=previous, multiple=4)
+    return pieces.prepare_step(plan, rows, 4, 2, 32, CPU, previous=previous, multiple=4)
+
+
+@triton.jit
+def _copy_piece(records, number, out):
+    piece = pieces.load_piece(records, number)
+    tl.store(out + 0, piece.left)
+    tl.store(out + 1, piece.query)
+    tl.store(out + 2, piece.low)
+    tl.store(out + 3, piece.high)
+    tl.store(out + 4, piece.start)
+    tl.store(out + 5, piece.stop)
+    tl.store(out + 6, piece.step)
+    tl.store(out + 7, piece.period)
+    tl.store(out + 8, piece.band)
+    tl.store(out + 9, tl.load(piece.cos + 5).to(tl.int32))
+    tl.store(out + 10, tl.load(piece.sin + 5).to(tl.int32))
+
+
+def test_the_kernel_loads_what_the_host_wrote() -> None:
+    cos, sin = (torch.arange(first, first + 8.0, device=DEVICE) for first in (100, 200))
+    piece = pieces.Piece(
+        left=1,
+        query=2,
+        low=3,
+        high=4,
+        start=5,
+        stop=6,
+        step=7,
+        cos=cos.data_ptr(),
+        sin=sin.data_ptr(),
+        period=8,
+        band=9,
+    )
+    records = torch.tensor([[0] * len(piece), piece], device=DEVICE)
+    out = torch.zeros(11, dtype=torch.int32, device=DEVICE)
+    _copy_piece[(1,)](records, 1, out)
+    assert out.tolist() == [*range(1, 10), 105, 205]
 
 
 def test_a_step_is_written_where_the_one_before_was() -> None:
     first = _prepare(200)
     then = _prepare(201, previous=first)
     fresh = _prepare(201)
-    for name in ("work", "numbers"):
+    for name in ("pieces", "numbers"):
         assert getattr(then, name) is getattr(first, name)
         assert torch.equal(getattr(then, name), getattr(fresh, name))
     assert then.parts is first.parts
-    assert then.key_tables[0][0].data_ptr() == int(then.work[0, 0, 7])
+    assert then.key_tables[0][0].data_ptr() == int(then.pieces[0, 0, pieces.Piece._fields.index("cos")])
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_step_that_does_not_fit_gets_tensors_of_its_own(rows: int) -> None:
     first = _prepare(200, rows)
     other = _prepare(40, rows, previous=first)  # within the window: one band
-    assert other.work is not first.work
+    assert other.pieces is not first.pieces
     assert other.options["BANDS"] == 1

@@ -7,11 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
-import pytest
-
 from tests.conftest import ROOT
-
-pytest.importorskip("triton")
 
 CHUNK_FREE = {"local_window": 16, "chunk_coe": 1}
 NOISE = CHUNK_FREE | {"noise_type": "gaussian"}
@@ -22,9 +18,13 @@ def _compile(*cases: tuple[str, dict[str, Any], int, int]) -> list[dict[str, dic
     """For each case its kernels by name."""
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.models.DPI.attention.compiling", json.dumps(cases)],
-        cwd=ROOT, env=env, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "tests.models.DPI.attention.kernels.compiling", json.dumps(cases)],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return [{kernel["name"]: kernel for kernel in json.loads(line)} for line in done.stdout.splitlines()]
 
@@ -41,7 +41,7 @@ def test_decoding() -> None:
         assert kernel["shared"] <= SHARED_MEMORY // 2  # two programs a multiprocessor
         assert kernel["stack"] <= 64
         assert kernel["products"] >= 16
-    # The turned query is stored, 8 instructions; keys that the compiler moves between layouts would take 16 more.
+    # The rotated query is stored, 8 instructions; keys that the compiler moves between layouts would take 16 more.
     assert 0 < plain["decode_kernel"]["loop_stores"] <= 12
 
 
@@ -54,4 +54,4 @@ def test_prefill() -> None:
         assert kernel["shared"] <= SHARED_MEMORY
         assert kernel["stack"] == 0
         assert kernel["products"] >= 16
-        assert case["_turn"]["stack"] == 0
+        assert case["rotate_kernel"]["stack"] == 0

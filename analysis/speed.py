@@ -7,28 +7,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.pictures.style import colour_of, tidy
+from models.DPI.methods import METHODS
+from models.DPI.methods.dpi import DPI
+from models.DPI.methods.original import Original
+from tasks.pictures.style import new_figure, tidy
 
 # Key, label, colour. The first series' bars have the colours of their methods.
 SERIES = (
-    ("here", "this project, rotation included (colour of the method)", colour_of("dpi")),
+    ("here", "this project, rotation included (colour of the method)", DPI.colour),
     ("flash", "PyTorch flash, plain causal", "#7A7A7A"),
     ("cuDNN", "PyTorch cuDNN, plain causal", "#C4C4C4"),
-)
-
-# What a benchmark's line is called, and the colour of its method.
-NAMED = (
-    ("selfextend", colour_of("repro_se")),
-    ("chunkllama", colour_of("repro_chunkllama")),
-    ("yarn", colour_of("repro_yarn")),
-    ("dyn", colour_of("repro_dynamic_ntk")),
-    ("ntk", colour_of("repro_ntk")),
-    ("stock", colour_of("repro_original")),
-    ("original", colour_of("repro_original")),
 )
 
 
@@ -64,9 +55,8 @@ def draw(results: list[dict[str, str]]) -> Figure:
     ]
     kinds = [kind for kind in kinds if kind[1]]
     rows = max(len(kind[1]) for kind in kinds)
-    figure, axes = plt.subplots(
-        1, len(kinds), figsize=(0.6 + 5.4 * len(kinds), 1.2 + 0.55 * rows), squeeze=False, layout="constrained"
-    )
+    figure = new_figure(0.6 + 5.4 * len(kinds), 1.2 + 0.55 * rows)
+    axes = figure.subplots(1, len(kinds), squeeze=False)
     for axis, (title, chosen, name) in zip(axes.flat, kinds, strict=True):
         _bars(axis, chosen)
         axis.set_xlabel(f"{name} (longer is faster)")
@@ -93,8 +83,14 @@ def _bars(axis: Axes, results: list[dict[str, str]]) -> None:
 
 
 def _colour_in(name: str) -> str:
-    """The colour of the method that a benchmark's line names; GALI's where it names none."""
-    return next((colour for key, colour in NAMED if key in name.casefold()), colour_of("dpi"))
+    """The colour of the method whose label a benchmark's line holds, the longest if several; GALI's if none.
+
+    The stock model is the original.
+    """
+    if "stock" in name:
+        return Original.colour
+    named = [method for method in METHODS.values() if method.label.casefold() in name.casefold()]
+    return max(named, key=lambda method: len(method.label), default=DPI).colour
 
 
 def _label(result: dict[str, str]) -> str:
@@ -109,12 +105,11 @@ def draw_models(results: list[dict[str, str]]) -> Figure:
     """
     panels = (
         ("prefill s", "prefill, s", "{:.2f}"),
-        ("decoding ms", "decoding, ms a token", "{:.1f}"),
+        ("decoding ms", "decoding, ms per token", "{:.1f}"),
         ("over weights GiB", "memory over the weights, GiB", "{:.2f}"),
     )
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(11.6, 1.0 + 0.38 * len(results)), layout="constrained", sharey=True
-    )
+    figure = new_figure(11.6, 1.0 + 0.38 * len(results))
+    axes = figure.subplots(1, len(panels), sharey=True)
     names = [result["method"] for result in results]
     for axis, (key, label, form) in zip(axes, panels, strict=True):
         values = [_number(result[key]) or 0.0 for result in results]

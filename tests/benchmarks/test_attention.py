@@ -1,12 +1,12 @@
-"""The speed benchmarks' arithmetic and plans; the timing itself needs a GPU."""
+"""The attention benchmark's arithmetic and plans; the timing itself needs a GPU."""
 
 import pytest
 from rich.console import Console
 
-from benchmarks import attention, model
+from benchmarks import attention
 
 
-def _result(gali: float, flash: float | None, cudnn: float | None, targets: dict) -> attention.Result:
+def _result(gali: float, flash: float | None, cudnn: float | None, targets: dict[str, float]) -> attention.Result:
     return attention.Result("a case", 10, 1, 1, gali, flash, cudnn, 2e6, targets)
 
 
@@ -39,17 +39,3 @@ def test_cases_are_what_their_names_say(case: attention.Case) -> None:
     assert (plan.noise is not None) == ("noise" in case.name)
     if "noise" in case.name:
         assert row.segments[0].bands[0].noise_period == 4  # three keys of four
-
-
-def test_the_model_table_is_relative_to_the_stock_model() -> None:
-    console = Console(width=160)
-    results = [model.Result("stock", 2.0, 4.0, 10.0, 5.0), model.Result("other", 3.0, 2.0, 11.0, 5.0)]
-    with console.capture() as capture:
-        console.print(model.table_of(results))
-    line = next(line for line in capture.get().splitlines() if "other" in line)
-    assert [part.strip() for part in line.split("│") if part.strip().endswith("x")] == [
-        "1.50x",
-        "0.50x",
-        "1.10x",
-        "1.00x",
-    ]

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,16 +19,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from models.DPI.attention import triton as fused
-from models.DPI.attention import triton_rotate
-from models.DPI.attention.triton_decode import decode_kernel
-from models.DPI.attention.triton_prefill import prefill_kernel
+from models.DPI.attention.kernels import decode, prefill, rotate
 from models.DPI.methods import build_method
 from models.DPI.planning import Padding, make_plan
 from tests.models.DPI import oracle
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
+MODULES = {"prefill": prefill, "decode": decode, "rotate": rotate}
 _PRODUCT = r"\bHG?MMA\."
 OPTIONS = {"num_warps", "num_stages", "maxnreg", "enable_fp_fusion", "launch_pdl"}
 
@@ -102,24 +99,21 @@ def _loop_of(code: str) -> str:
 def compile_case(method: str, params: dict[str, Any], queries: int, head_dim: int) -> list[dict[str, Any]]:
     """Every kernel that attention of 8 query heads and 2 key heads on 300 keys launches, W = 64."""
     found: list[dict[str, Any]] = []
-    rotate = triton_rotate._turn
-    triton_rotate._turn = _Compiler(rotate, found)
-    fused._kernels = lambda: SimpleNamespace(
-        prefill=_Compiler(prefill_kernel, found),
-        decode=_Compiler(decode_kernel, found),
-        turn=triton_rotate.turn,
-        TensorDescriptor=TensorDescriptor,
-    )
+    kernels = [(module, f"{name}_kernel") for name, module in MODULES.items()]
+    originals = [getattr(module, name) for module, name in kernels]
+    for (module, name), kernel in zip(kernels, originals, strict=True):
+        setattr(module, name, _Compiler(kernel, found))
     plan = make_plan(
         build_method(method, params, 64), oracle.rope(64, head_dim), Padding(None, 300 - queries, queries), seed=0
     )
     q = torch.zeros(1, 8, queries, head_dim, dtype=torch.bfloat16)
     k = torch.zeros(1, 2, 300, head_dim, dtype=torch.bfloat16)
     if queries == 1:
-        fused.attend_one(q, k, k, plan, scaling=1.0)
+        decode.attend_one(q, k, k, plan, scaling=1.0)
     else:
-        fused.attend(q, k, k, plan.rows[0].segments, scaling=1.0, noise=plan.noise)
-    triton_rotate._turn = rotate
+        prefill.attend(q, k, k, plan.rows[0], scaling=1.0, noise=plan.noise)
+    for (module, name), kernel in zip(kernels, originals, strict=True):
+        setattr(module, name, kernel)
     return found
 
 

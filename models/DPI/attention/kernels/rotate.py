@@ -1,7 +1,7 @@
-"""A Triton kernel that turns queries or keys by a rotary table, once for each table.
+"""A Triton kernel that rotates queries or keys by a rotary table, once for each table.
 
-The attention kernel then reads its operands as they are. Turning a key in it would repeat the work in every tile of
-queries, and a query turned there would sit in registers, which that kernel has none to spare of.
+The attention kernel then reads its operands as they are. Rotating a key in it would repeat the work in every tile of
+queries, and a query rotated there would sit in registers, which that kernel has none to spare of.
 """
 
 import torch
@@ -9,12 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_TOKENS = 32  # tokens and heads a program
+_TOKENS = 32  # tokens and heads of a program
 _HEADS = 8
 
 
-def turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, first: int, last: int, factor: float = 1.0) -> None:
-    """Write tokens first ... last - 1 of x (B, H, N, D), turned and multiplied by `factor`, to the same places of out.
+def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, first: int, last: int, factor: float = 1.0) -> None:
+    """Write tokens first ... last - 1 of x (B, H, N, D), rotated and multiplied by `factor`, to the same places of out.
 
     cos, sin: (at least `last`, D/2) fp32. Computed in fp32, rounded once to out's dtype.
     """
@@ -22,18 +22,51 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, first: int, last: int
     half = head_dim // 2
     grid = (triton.cdiv(heads, _HEADS), triton.cdiv(last - first, _TOKENS), batch)
     with torch.cuda.device(x.device if x.is_cuda else -1):
-        _turn[grid](
-            x, cos, sin, out, first, last, heads, factor,
-            x.stride(0), x.stride(1), x.stride(2), out.stride(0), out.stride(1), out.stride(2),
-            HALF=half, BLOCK_HALF=triton.next_power_of_2(half), TOKENS=_TOKENS, HEADS=_HEADS, enable_fp_fusion=True,
-        )  # fmt: skip
+        rotate_kernel[grid](
+            x,
+            cos,
+            sin,
+            out,
+            first,
+            last,
+            heads,
+            factor,
+            x.stride(0),
+            x.stride(1),
+            x.stride(2),
+            out.stride(0),
+            out.stride(1),
+            out.stride(2),
+            HALF=half,
+            BLOCK_HALF=triton.next_power_of_2(half),
+            TOKENS=_TOKENS,
+            HEADS=_HEADS,
+            enable_fp_fusion=True,
+        )
 
 
 @triton.jit(do_not_specialize=["first", "last"])
-def _turn(
-    x, cos, sin, out, first, last, heads, factor, x_batch, x_head, x_token, out_batch, out_head, out_token,
-    HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
-):  # fmt: skip
+def rotate_kernel(
+    x,
+    cos,
+    sin,
+    out,
+    first,
+    last,
+    heads,
+    factor,
+    x_batch,
+    x_head,
+    x_token,
+    out_batch,
+    out_head,
+    out_token,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HEADS: tl.constexpr,
+):
+    """See `rotate_into`. Strides are in elements."""
     token = first + tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     d = tl.arange(0, BLOCK_HALF)
     inside = (token < last)[:, None] & (d < HALF)[None, :]

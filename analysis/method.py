@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from analysis.pictures.style import DASHES, colour_of, tidy
 from analysis.positions import relative_distances
 from models.DPI.help_funcs import construct_new_pi, squeeze
 from models.DPI.methods import Rope
 from models.DPI.methods.base import frequencies_of
 from models.DPI.methods.dpi import DPI
-from pipeline.figures import WINDOW_COLOUR
+from tasks.pictures.style import DASHES, WINDOW_COLOUR, new_figure, tidy
 
-HEAD = colour_of("dpi")
+HEAD = DPI.colour
 TAIL = "#4D4D4D"
 PALE_HEAD, PALE_TAIL = "#F8D9C4", "#E3E3E3"
 WINDOW, LOCAL_WINDOW, LENGTH = 8, 4, 14
@@ -24,9 +22,8 @@ WINDOW, LOCAL_WINDOW, LENGTH = 8, 4, 14
 
 def draw() -> Figure:
     """Three panels: positions of a prompt, the interpolated logit, and the two bands over queries and keys."""
-    figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(13.6, 4.4), layout="constrained", width_ratios=(1.25, 0.9, 1.0)
-    )
+    figure = new_figure(13.6, 4.4)
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1.25, 0.9, 1.0))
     _positions(left)
     _interpolation(middle)
     _bands(right)

@@ -1,0 +1,1 @@
+"""The fused Triton kernels, each beside what prepares its inputs. Whoever imports one imports Triton."""

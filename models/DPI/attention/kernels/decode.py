@@ -1,0 +1,369 @@
+"""Attention over bands for one query of each row: one Triton kernel, the keys split among programs.
+
+The cache stays un-rotated and is read once. In a tile that begins at a multiple of the band's stretch, keys sit at
+p(first key) plus the same few positions as in every other tile; so the program keeps the table of those in registers
+and rotates the query back by p(first key) instead. Bands with other positions read the table of all keys.
+The program that finishes last for a key head merges the parts.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from models.DPI.attention.bands import Plan
+from models.DPI.attention.kernels.launching import descriptor, on, readable
+from models.DPI.attention.kernels.noise import LOG2E, mix, noise_factors, noise_of_query, noise_tensors
+from models.DPI.attention.kernels.pieces import DECODE_KEYS, load_piece, prepare_step
+from models.DPI.attention.prepared import StepKey
+
+
+def attend_one(
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, *, scaling: float, layer: int = 0, lse: Tensor | None = None
+) -> Tensor:
+    """See `triton.attend_one`."""
+    batch, heads, _, head_dim = q.shape
+    kv_heads = k.shape[1]
+    key = StepKey(q.device, heads)
+    if key not in plan.prepared:
+        plan.prepared[key] = prepare_step(plan, batch, heads, kv_heads, head_dim, q.device)
+    prepared = plan.prepared[key]
+    q, k, v = readable(q), readable(k), readable(v)
+    noise = plan.noise if prepared.noisy else None
+    pool, hash_keys = noise_tensors(noise, layer, heads, q.device)
+    slope_factor, level_factor = noise_factors(noise)
+    splits = prepared.pieces.shape[1]
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    with on(q.device):
+        decode_kernel[splits, batch * kv_heads](
+            q,
+            descriptor(k, [1, 1, DECODE_KEYS, prepared.block_half]),
+            descriptor(v, [1, 1, DECODE_KEYS, prepared.block_d]),
+            out,
+            lse,
+            prepared.pieces,
+            prepared.numbers,
+            prepared.parts,
+            prepared.log_totals,
+            prepared.arrivals,
+            pool,
+            hash_keys,
+            q.stride(0),
+            q.stride(1),
+            out.stride(0),
+            out.stride(1),
+            splits,
+            kv_heads,
+            scaling * LOG2E,
+            slope_factor,
+            level_factor,
+            **prepared.options,
+        )
+    return out
+
+
+@triton.jit
+def _row(table, row, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr):
+    """A row of a table, (1, D/2, 1)."""
+    column = tl.arange(0, BLOCK_HALF)
+    return tl.load(table + row * HALF + column, mask=column < HALF, other=0.0)[None, :, None]
+
+
+@triton.jit
+def _rotate(low, high, c, s):
+    """Halves of heads, rotated by cosines and sines."""
+    return low * c - high * s, high * c + low * s
+
+
+@triton.jit
+def _rotate_back(low, high, c, s):
+    """Halves of heads, rotated the other way."""
+    return low * c + high * s, high * c - low * s
+
+
+@triton.jit
+def _load_tile(
+    keys,
+    values,
+    batch,
+    kv_head,
+    key,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BN: tl.constexpr,
+    WARPS: tl.constexpr,
+):
+    """Halves of the keys, and the values, (WARPS, BN / WARPS, ...), of a tile that begins at `key` of the cache."""
+    k_low = keys.load([batch, kv_head, key, 0]).reshape(WARPS, BN // WARPS, BLOCK_HALF)
+    k_high = keys.load([batch, kv_head, key, HALF]).reshape(WARPS, BN // WARPS, BLOCK_HALF)
+    return k_low, k_high, values.load([batch, kv_head, key, 0]).reshape(WARPS, BN // WARPS, BLOCK_D)
+
+
+@triton.jit
+def _score(k_low, k_high, c_key, s_key, q_low, q_high):
+    """Products (warps, keys, heads) of a tile's keys, rotated here, with the rotated queries."""
+    x, y = k_low.to(tl.float32), k_high.to(tl.float32)
+    products = tl.dot((x * c_key - y * s_key).to(k_low.dtype), q_low)
+    return tl.dot((y * c_key + x * s_key).to(k_high.dtype), q_high, products)
+
+
+@triton.jit
+def _accumulate(logits, value, acc, top, total):
+    """Add a tile of logits (warps, keys, heads) and its values to the warps' running softmaxes."""
+    new_top = tl.maximum(top, tl.max(logits, 1))
+    p = tl.exp2(logits - new_top[:, None, :])
+    shrink = tl.exp2(top - new_top)[:, None, :]
+    total = total * shrink + p
+    acc = tl.dot(tl.permute(value, 0, 2, 1), p.to(value.dtype), acc * shrink)
+    return acc, new_top, total
+
+
+@triton.jit
+def _merge_warps(acc, top, total, BLOCK_D: tl.constexpr, BLOCK_GROUP: tl.constexpr, WARPS: tl.constexpr):
+    """The softmax over the keys of all warps: the weighted mean of values, the base-2 logarithm of the weights' sum."""
+    whole = tl.max(top, 0)
+    weight = tl.exp2(top - whole[None, :])
+    total = tl.sum(tl.sum(total, 1) * weight, 0)
+    weight = weight / tl.where(total > 0, total, 1.0)[None, :]
+    # Splitting in two moves the warps' parts once; a sum over the axis of warps would move them twice.
+    tl.static_assert(WARPS == 4)
+    parts = tl.permute(acc * weight[:, None, :], 1, 2, 0).reshape(BLOCK_D, BLOCK_GROUP, 2, 2)
+    one, other = tl.split(parts)
+    one, other = tl.split(one + other)
+    return one + other, whole + tl.log2(total)
+
+
+@triton.jit
+def _walk(
+    piece,
+    q_low,
+    q_high,
+    c_query,
+    s_query,
+    keys,
+    values,
+    batch,
+    kv_head,
+    factor,
+    pool,
+    rows,
+    slope,
+    level,
+    BLOCK_GROUP: tl.constexpr,
+    NOISY: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BN: tl.constexpr,
+    WARPS: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    POOL: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """The softmax over the tiles of a piece.
+
+    q_low, q_high: halves of the queries, (1, D/2, heads); c_query, s_query: their table, (1, D/2, 1).
+
+    Each warp keeps a softmax over keys of its own, so that warps wait for each other at the end only.
+    Returns the weighted mean of values (D, heads) and the base-2 logarithm of the sum of weights (heads,).
+    """
+    dtype: tl.constexpr = values.dtype
+    column = tl.arange(0, BLOCK_HALF)
+    inside = column < HALF
+    offset = (tl.arange(0, WARPS) * (BN // WARPS))[:, None] + tl.arange(0, BN // WARPS)[None, :]
+    near = offset[:, :, None] * HALF + column[None, None, :]
+    step = piece.step
+    if RELATIVE:
+        used = (offset < step)[:, :, None] & inside[None, None, :]
+        # All loads come before the first use of one.
+        c_key, s_key = tl.load(piece.cos + near, mask=used, other=0.0), tl.load(piece.sin + near, mask=used, other=0.0)
+        first_key = piece.low * step
+        c_low, s_low = _row(piece.cos, first_key, HALF, BLOCK_HALF), _row(piece.sin, first_key, HALF, BLOCK_HALF)
+        c_step, s_step = _row(piece.cos, step, HALF, BLOCK_HALF), _row(piece.sin, step, HALF, BLOCK_HALF)
+    q_low, q_high = _rotate(q_low, q_high, c_query, s_query)
+    if RELATIVE:
+        # Adding a product of zeros leaves the tables in the layout of the tensor cores, where rotated keys are needed:
+        # the compiler would rotate keys in the layout of the tables' loads, and move them through shared memory.
+        zero_m = tl.zeros([WARPS, BN // WARPS, 16], dtype)
+        zero_n = tl.zeros([WARPS, 16, BLOCK_HALF], dtype)
+        c_key, s_key = tl.dot(zero_m, zero_n, c_key), tl.dot(zero_m, zero_n, s_key)
+        q_low, q_high = _rotate_back(q_low, q_high, c_low, s_low)
+    acc = tl.zeros([WARPS, BLOCK_D, BLOCK_GROUP], tl.float32)
+    top = tl.full([WARPS, BLOCK_GROUP], -1.0e30, tl.float32)
+    total = tl.zeros([WARPS, BN // WARPS, BLOCK_GROUP], tl.float32)
+    for tile in tl.range(piece.low, piece.high, num_stages=STAGES):
+        first_key = tile * step
+        a = tl.broadcast_to(q_low.to(dtype), [WARPS, BLOCK_HALF, BLOCK_GROUP])
+        b = tl.broadcast_to(q_high.to(dtype), [WARPS, BLOCK_HALF, BLOCK_GROUP])
+        if RELATIVE:  # for the next tile
+            q_low, q_high = _rotate_back(q_low, q_high, c_step, s_step)
+        else:
+            used = (first_key + offset < piece.stop)[:, :, None] & inside[None, None, :]
+            c_key = tl.load(piece.cos + first_key * HALF + near, mask=used, other=0.0)
+            s_key = tl.load(piece.sin + first_key * HALF + near, mask=used, other=0.0)
+        k_low, k_high, value = _load_tile(
+            keys, values, batch, kv_head, piece.left + first_key, HALF, BLOCK_HALF, BLOCK_D, BN, WARPS
+        )
+        logits = _score(k_low, k_high, c_key, s_key, a, b) * factor
+        key = first_key + offset
+        if NOISY:
+            logits += noise_of_query(pool, rows, piece.query, key, slope, level, piece.period, POOL)
+        seen = (offset < step) & (key >= piece.start) & (key < piece.stop)
+        logits = tl.where(seen[:, :, None], logits, float("-inf"))
+        acc, top, total = _accumulate(logits, value, acc, top, total)
+    return _merge_warps(acc, top, total, BLOCK_D, BLOCK_GROUP, WARPS)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def decode_kernel(
+    q,
+    keys,
+    values,
+    out,
+    lse,
+    pieces,
+    numbers,
+    parts,
+    log_totals,
+    arrivals,
+    pool,
+    hash_keys,
+    q_batch,
+    q_head,
+    out_batch,
+    out_head,
+    splits,
+    num_kv_heads,
+    factor,
+    slope_factor,
+    level_factor,
+    GROUP: tl.constexpr,
+    BLOCK_GROUP: tl.constexpr,
+    BANDS: tl.constexpr,
+    NOISY: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BN: tl.constexpr,
+    WARPS: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    POOL: tl.constexpr,
+    BLOCK_MEMBERS: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+    STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """See `attend_one`. pieces, numbers, parts, log_totals, arrivals: see `prepared.PreparedStep`."""
+    if DEPENDENT:  # launched before the kernel ahead of it in the stream has ended
+        tl.extra.cuda.gdc_wait()
+    split, plane = tl.program_id(0), tl.program_id(1)
+    batch, kv_head = plane // num_kv_heads, plane % num_kv_heads
+    piece = load_piece(pieces, batch * splits + split)
+
+    member = tl.arange(0, BLOCK_GROUP)
+    head = kv_head * GROUP + tl.minimum(member, GROUP - 1)
+    column = tl.arange(0, BLOCK_HALF)[None, :, None]
+    source = q + batch.to(tl.int64) * q_batch + head[None, None, :] * q_head + column
+    q_low = tl.load(source, mask=column < HALF, other=0.0).to(tl.float32)
+    q_high = tl.load(source + HALF, mask=column < HALF, other=0.0).to(tl.float32)
+    numbers += batch * (1 + 2 * BANDS * HALF)
+    c_query = _row(numbers + 1, 2 * piece.band, HALF, BLOCK_HALF)
+    s_query = _row(numbers + 1, 2 * piece.band + 1, HALF, BLOCK_HALF)
+    rows, slope, level = head, 0.0, 0.0
+    if NOISY:
+        hashed = tl.load(hash_keys + head).to(tl.uint32, bitcast=True)
+        rows = mix(hashed ^ mix((piece.query // 8).to(tl.uint32)))
+        slope, level = tl.load(numbers) * slope_factor, tl.load(numbers) * level_factor
+
+    mean, log_total = _walk(
+        piece,
+        q_low,
+        q_high,
+        c_query,
+        s_query,
+        keys,
+        values,
+        batch,
+        kv_head,
+        factor,
+        pool,
+        rows,
+        slope,
+        level,
+        BLOCK_GROUP,
+        NOISY,
+        HALF,
+        BLOCK_HALF,
+        BLOCK_D,
+        BN,
+        WARPS,
+        RELATIVE,
+        POOL,
+        STAGES,
+    )
+
+    d = tl.arange(0, BLOCK_D)
+    real = (member < GROUP)[None, :] & (d < 2 * HALF)[:, None]
+    part = plane * splits + split
+    tl.store(parts + (part * BLOCK_D + d[:, None]) * BLOCK_MEMBERS + member[None, :], mean, mask=real)
+    tl.store(log_totals + part * BLOCK_MEMBERS + member, log_total, mask=member < GROUP)
+    tl.debug_barrier()
+    if tl.atomic_add(arrivals + plane, 1, sem="acq_rel") == splits - 1:
+        tl.store(arrivals + plane, 0)  # for the next launch
+        _merge(
+            parts + plane * splits * BLOCK_D * BLOCK_MEMBERS,
+            log_totals + plane * splits * BLOCK_MEMBERS,
+            out + batch.to(tl.int64) * out_batch + kv_head * GROUP * out_head,
+            out_head,
+            lse if lse is None else lse + plane * GROUP,
+            splits,
+            GROUP,
+            BLOCK_MEMBERS,
+            HALF,
+            BLOCK_D,
+            BLOCK_SPLITS,
+        )
+
+
+@triton.jit
+def _merge(
+    parts,
+    log_totals,
+    out,
+    out_head,
+    lse,
+    splits,
+    GROUP: tl.constexpr,
+    BLOCK_MEMBERS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+):
+    """The softmax over all parts of a key head. A thread sums its own components: none waits for another."""
+    member = tl.arange(0, BLOCK_MEMBERS)
+    d = tl.arange(0, BLOCK_D)
+    real = (member < GROUP)[None, :] & (d < 2 * HALF)[:, None]
+    number = tl.arange(0, BLOCK_SPLITS)
+    there = (number < splits)[:, None] & (member < GROUP)[None, :]
+    places = log_totals + number[:, None] * BLOCK_MEMBERS + member[None, :]
+    each = tl.load(places, mask=there, other=float("-inf"), cache_modifier=".cg")
+    top = tl.maximum(tl.max(each, 0), -1.0e30)
+    total = tl.sum(tl.exp2(each - top[None, :]), 0)
+    acc = tl.zeros([BLOCK_D, BLOCK_MEMBERS], tl.float32)
+    for begin in tl.range(0, splits, 16):
+        for i in tl.static_range(16):  # 16 loads at a time
+            bound = tl.minimum(splits - begin - i, 1) * GROUP  # members of this part
+            place = log_totals + (begin + i) * BLOCK_MEMBERS + member
+            one = tl.load(place, mask=member < bound, other=float("-inf"), cache_modifier=".cg")
+            mean = tl.load(
+                parts + ((begin + i) * BLOCK_D + d[:, None]) * BLOCK_MEMBERS + member[None, :],
+                mask=(member < bound)[None, :] & real,
+                other=0.0,
+                cache_modifier=".cg",
+            )
+            acc += tl.exp2(one - top)[None, :] * mean
+    acc = acc / tl.where(total > 0, total, 1.0)[None, :]
+    tl.store(out + member.to(tl.int64)[None, :] * out_head + d[:, None], acc.to(out.dtype.element_ty), mask=real)
+    if lse is not None:
+        tl.store(lse + member, (top + tl.log2(total)) * 0.6931471805599453, mask=member < GROUP)

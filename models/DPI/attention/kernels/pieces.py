@@ -1,0 +1,246 @@
+"""A decoding step cut into pieces of work, one for each program of a key head: what the kernel reads of a plan.
+
+`Piece` names the columns of a record for the host, which writes records, and for the kernel, which loads them.
+"""
+
+import functools
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from models.DPI.attention.bands import Plan
+from models.DPI.attention.kernels.noise import period_of
+from models.DPI.attention.noise import POOL_SIZE
+from models.DPI.attention.prepared import PreparedStep
+from models.DPI.attention.tables import KeyPositions
+
+# Keys of a decoding tile.
+DECODE_KEYS = 64
+_DECODE_WARPS = 4
+# Tiles of one program at most: its query rotates on by as many roundings, which is 3e-5 after 512.
+_MOST_TILES = 512
+# What a second program on each multiprocessor costs, in tiles: tables to read, parts to merge.
+_SECOND_PROGRAM = 1.5
+
+
+class Piece(NamedTuple):
+    """Tiles low ... high - 1 of one of a row's bands, for one program.
+
+    left: the row's first key. query: the query's index. start, stop: the band's keys start ... stop - 1. step: keys of
+    a tile. cos, sin: addresses of the band's key tables. period: its noise period, -1 for none. band: its number.
+    """
+
+    left: int
+    query: int
+    low: int
+    high: int
+    start: int
+    stop: int
+    step: int
+    cos: int
+    sin: int
+    period: int
+    band: int
+
+
+# Default arguments of the loaders: unlike a module's names, Triton does not compare them at every launch.
+_AT = Piece(*range(len(Piece._fields)))
+_COLUMNS = len(_AT)
+
+
+@triton.jit
+def _whole(column):
+    return tl.load(column).to(tl.int32)
+
+
+@triton.jit
+def _address(column):
+    return tl.multiple_of(tl.load(column).to(tl.pointer_type(tl.float32)), 16)
+
+
+@triton.jit
+def load_piece(
+    pieces,
+    number,
+    COLUMNS: tl.constexpr = _COLUMNS,
+    LEFT: tl.constexpr = _AT.left,
+    QUERY: tl.constexpr = _AT.query,
+    LOW: tl.constexpr = _AT.low,
+    HIGH: tl.constexpr = _AT.high,
+    START: tl.constexpr = _AT.start,
+    STOP: tl.constexpr = _AT.stop,
+    STEP: tl.constexpr = _AT.step,
+    COS: tl.constexpr = _AT.cos,
+    SIN: tl.constexpr = _AT.sin,
+    PERIOD: tl.constexpr = _AT.period,
+    BAND: tl.constexpr = _AT.band,
+):
+    """The `Piece` of record `number`: int32 numbers, and pointers to fp32 tables."""
+    record = pieces + number * COLUMNS
+    return Piece(
+        left=_whole(record + LEFT),
+        query=_whole(record + QUERY),
+        low=_whole(record + LOW),
+        high=_whole(record + HIGH),
+        start=_whole(record + START),
+        stop=_whole(record + STOP),
+        step=_whole(record + STEP),
+        period=_whole(record + PERIOD),
+        cos=_address(record + COS),
+        sin=_address(record + SIN),
+        band=_whole(record + BAND),
+    )
+
+
+def prepare_step(
+    plan: Plan,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    device: torch.device,
+    *,
+    previous: PreparedStep | None = None,
+    multiple: int = 1,
+) -> PreparedStep:
+    """What the kernel reads of the last query of each of the plan's rows.
+
+    previous: of another token; its tensors are written anew and returned where their shapes and constants fit.
+    multiple: of it is the number of programs for each key head, so that few tokens need another number.
+    """
+    rows, numbers, tables, relative, noisy = _lay_out(plan, batch, kv_heads, device)
+    splits = -(-max(map(len, rows)) // multiple) * multiple
+    if previous is not None:
+        splits = max(splits, previous.pieces.shape[1])
+    cos, sin = (table.data_ptr() for table in tables[0])
+    idle = Piece(left=0, query=0, low=0, high=0, start=0, stop=0, step=1, cos=cos, sin=sin, period=-1, band=0)
+    flat = [column for row in rows for piece in row + [idle] * (splits - len(row)) for column in piece]
+    pieces = torch.tensor(flat).view(batch, splits, len(idle))  # flat, because nested lists take ten times as long
+    half = tables[0][0].shape[1]
+    planes, group, block_d = batch * kv_heads, heads // kv_heads, triton.next_power_of_2(head_dim)
+    block_members = triton.next_power_of_2(group)
+    options = {
+        "GROUP": group,
+        "BLOCK_GROUP": max(8, block_members),
+        "BANDS": numbers.shape[1] // (2 * half),
+        "NOISY": noisy,
+        "HALF": half,
+        "BLOCK_HALF": triton.next_power_of_2(half),
+        "BLOCK_D": block_d,
+        "BN": DECODE_KEYS,
+        "WARPS": _DECODE_WARPS,
+        "RELATIVE": relative,
+        "POOL": POOL_SIZE,
+        "BLOCK_MEMBERS": block_members,
+        "BLOCK_SPLITS": triton.next_power_of_2(splits),
+        "STAGES": 3 if relative and head_dim <= 128 else 2,  # what shared memory holds
+        "DEPENDENT": device.type == "cuda",
+        "num_warps": _DECODE_WARPS,
+        "enable_fp_fusion": True,
+        "maxnreg": 255,  # the assembler, left to choose, spills all but 32 of heads of 256
+    }
+    if device.type == "cuda":  # Triton's interpreter does not know it
+        options["launch_pdl"] = True
+    if previous is not None and previous.options == options and previous.pieces.shape == pieces.shape:
+        previous.pieces.copy_(pieces)
+        previous.numbers.copy_(numbers)
+        return replace(previous, key_tables=tables)
+    return PreparedStep(
+        pieces=pieces.to(device),
+        numbers=numbers.to(device),
+        parts=torch.empty(planes * splits * block_members * block_d, dtype=torch.float32, device=device),
+        log_totals=torch.empty(planes * splits * block_members, dtype=torch.float32, device=device),
+        arrivals=torch.zeros(planes, dtype=torch.int32, device=device),
+        block_d=block_d,
+        block_half=triton.next_power_of_2(half),
+        noisy=noisy,
+        options=options,
+        key_tables=tables,
+    )
+
+
+def _lay_out(
+    plan: Plan, batch: int, kv_heads: int, device: torch.device
+) -> tuple[list[list[Piece]], Tensor, list[tuple[Tensor, Tensor]], bool, bool]:
+    """Pieces and numbers of each row of the batch, key tables, whether bands are relative, and noise at all."""
+    segments = [row.segments[-1] for row in plan.rows]
+    num_bands = max(len(segment.bands) for segment in segments)
+    relative = all(_steps(band.keys) for segment in segments for band in segment.bands)
+    half = segments[0].bands[0].frequencies.rotary_dim // 2
+    numbers = torch.zeros(batch, 1 + 2 * num_bands * half)
+    pieces: list[list[Piece]] = [[] for _ in range(batch)]
+    key_tables = []
+    noisy = False
+    for row, segment in zip(plan.rows, segments, strict=True):
+        whole, tiles = [], []  # each band as one piece, and its tiles
+        values = [torch.zeros(1) if segment.noise_std is None else segment.noise_std]
+        for number, band in enumerate(segment.bands):
+            start, stop = int(band.start[0]), int(band.stop[0])
+            step = _steps(band.keys) if relative else DECODE_KEYS
+            cos, sin = band.key_tables(max(stop, DECODE_KEYS + 1), device)
+            key_tables.append((cos, sin))
+            period = period_of(segment, band)
+            noisy = noisy or period is not None
+            tiles.append((start // step, -(-stop // step)) if start < stop else (0, 0))
+            whole.append(
+                Piece(
+                    left=row.left,
+                    query=segment.first,
+                    low=tiles[-1][0],
+                    high=tiles[-1][1],
+                    start=start,
+                    stop=stop,
+                    step=step,
+                    cos=cos.data_ptr(),
+                    sin=sin.data_ptr(),
+                    period=-1 if period is None else period,
+                    band=number,
+                )
+            )
+            values += [table[0] for table in band.query_tables(torch.device("cpu"))]
+        shares = _best_shares(tiles, _multiprocessors(device) / (batch * kv_heads))
+        of_row = [whole[b]._replace(low=low, high=high) for b, low, high in shares]
+        row_numbers = torch.cat(values)
+        for member in row.rows:
+            pieces[member] = of_row
+            numbers[member, : len(row_numbers)] = row_numbers
+    return pieces, numbers, key_tables, relative, noisy and plan.noise is not None
+
+
+def _best_shares(tiles: list[tuple[int, int]], multiprocessors: float) -> list[tuple[int, int, int]]:
+    """Bands' tiles cut for one or two programs a multiprocessor, of so many for each key head."""
+    choices = {programs: _shares(tiles, int(programs * multiprocessors)) for programs in (1, 2)}
+
+    def cost(programs: int) -> float:
+        longest = max((high - low for _, low, high in choices[programs]), default=0)
+        return programs * longest + _SECOND_PROGRAM * (programs - 1)
+
+    return choices[min(choices, key=cost)]
+
+
+def _shares(tiles: list[tuple[int, int]], most: int) -> list[tuple[int, int, int]]:
+    """Bands' tiles low ... high - 1 cut into at most `most` equal pieces where there are so many, at least one a band.
+
+    A piece has two tiles or more, for the sake of the merge, and at most 512. Returns (band, low, high) of each.
+    """
+    counts = [high - low for low, high in tiles]
+    share = max(2, -(-sum(counts) // max(most, 1)))
+    while share < max(counts) and sum(-(-count // share) for count in counts) > most:
+        share += 1
+    share = min(share, _MOST_TILES)
+    return [(b, at, min(at + share, high)) for b, (low, high) in enumerate(tiles) for at in range(low, high, share)]
+
+
+def _steps(keys: KeyPositions) -> int:
+    """Keys of a tile that begins at a multiple of the stretch, so that its positions are p(first key) plus those of
+    the first tile; 0 where there is no such tile."""
+    return 0 if keys.period or keys.stretch > DECODE_KEYS else DECODE_KEYS // keys.stretch * keys.stretch
+
+
+@functools.lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

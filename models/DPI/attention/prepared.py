@@ -1,0 +1,81 @@
+"""What the fused kernels read of a plan, the same for all its layers: made in the first of them, kept by the plan.
+
+The kernels' modules make it (`kernels.tiles`, `kernels.pieces`); a row or a plan holds it, and it goes with them.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.DPI.attention.tables import KeyTable
+
+
+class PrefillKey(NamedTuple):
+    """What a row's preparation depends on. planes: B * Hkv. tile_queries: queries of a tile."""
+
+    device: torch.device
+    planes: int
+    tile_queries: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of the prefill kernel.
+
+    tables: for each slot of rotated keys its table, and the keys first ... last - 1 that need it.
+    tiles: (tiles, columns) int32, records of `kernels.tiles`.
+    """
+
+    tables: tuple[tuple[KeyTable, int, int], ...]
+    tiles: Tensor
+
+
+@dataclass(frozen=True)
+class PreparedPrefill:
+    """What the prefill kernel reads of a row's T queries.
+
+    num_slots: tables of keys that a launch needs at most. bounds: (2, bands, T) int32, the bands' starts and stops.
+    cos, sin: (bands, T, D/2) fp32, of the queries. gates: (periods, 2) int64, see `kernels.noise.gates_of`.
+    std: (T,) fp32, a segment's noise_std. noisy: a bit for each band.
+    """
+
+    launches: tuple[Launch, ...]
+    num_slots: int
+    num_bands: int
+    bounds: Tensor
+    cos: Tensor
+    sin: Tensor
+    gates: Tensor
+    std: Tensor
+    noisy: int
+
+
+class StepKey(NamedTuple):
+    """What a decoding step's preparation depends on. heads: of the queries."""
+
+    device: torch.device
+    heads: int
+
+
+@dataclass(frozen=True)
+class PreparedStep:
+    """What the decoding kernel reads, layer after layer.
+
+    pieces: (B, splits, columns) int64, records of `kernels.pieces.Piece`. numbers: (B, 1 + bands * D) fp32, for each
+    row of the batch the noise's deviation and, for each band, the query's cosines and sines.
+    parts, log_totals: the programs' results before they are merged. arrivals: zeros, and zeros again after each launch.
+    options: the kernel's constants. key_tables keeps the addresses in `pieces` alive.
+    """
+
+    pieces: Tensor
+    numbers: Tensor
+    parts: Tensor
+    log_totals: Tensor
+    arrivals: Tensor
+    block_d: int
+    block_half: int
+    noisy: bool
+    options: dict[str, int]
+    key_tables: list[tuple[Tensor, Tensor]]

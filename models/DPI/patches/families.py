@@ -1,0 +1,110 @@
+"""Which architectures methods can be installed on, and how each differs from Llama.
+
+An architecture serves if every layer hands queries and keys to transformers' attention interface right after the
+rotation, if the rotation is one of pairs of components, and if nothing but a softmax stands between logits and weights.
+All in `FAMILIES` are tested against their stock models; `REFUSED` says why others cannot work.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+FULL, LOCAL = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture's peculiarities.
+
+    interleaved: components 2m and 2m + 1 rotate together, instead of m and m + D/2.
+    rotates_if: name of what is true on the attention modules that rotate; the others have no positions to change.
+    """
+
+    interleaved: bool = False
+    rotates_if: str | None = None
+
+    def rotates(self, attention: nn.Module) -> bool:
+        """Whether a layer's attention rotates queries and keys."""
+        return self.rotates_if is None or bool(getattr(attention, self.rotates_if))
+
+
+_HALVES = Family()
+_INTERLEAVED = Family(interleaved=True)
+
+FAMILIES: dict[str, Family] = {
+    **dict.fromkeys(
+        (
+            "llama", "mistral", "qwen2", "qwen3",
+            "arcee", "exaone4", "gemma", "gemma3_text", "gpt_neox", "granite", "granitemoe", "ministral", "mixtral",
+            "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2_moe", "qwen3_moe", "seed_oss",
+            "stablelm", "starcoder2",
+        ),
+        _HALVES,
+    ),
+    **dict.fromkeys(("cohere", "ernie4_5", "glm", "glm4", "helium"), _INTERLEAVED),
+    "smollm3": Family(rotates_if="use_rope"),
+}  # fmt: skip
+
+REFUSED: dict[str, str] = {
+    "cohere2": "its layers that attend to everything have no rotary positions, and the others attend locally",
+    "deepseek_v2": "its latent attention rotates a part of the key that all heads share",
+    "deepseek_v3": "its latent attention rotates a part of the key that all heads share",
+    "gemma2": "it caps attention logits",
+    "gpt_oss": "its softmax has sinks beside the keys",
+    "hunyuan_v1_dense": "it normalises queries and keys behind the rotation",
+    "llama4_text": "its layers that attend to everything have no rotary positions, and the others attend locally",
+    "vaultgemma": "it caps attention logits",
+}
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The family of a model's configuration. Raises ValueError, with the reason where it is known."""
+    found = FAMILIES.get(config.model_type)
+    if found is None:
+        why = REFUSED.get(config.model_type)
+        raise ValueError(
+            f"model_type is {config.model_type!r}{f' ({why})' if why else ''}; "
+            f"methods can be installed on {', '.join(FAMILIES)}"
+        )
+    return found
+
+
+def kinds_of_layers(config: PreTrainedConfig) -> list[str]:
+    """What each layer attends to: `FULL`, `LOCAL` (the last tokens), or another of transformers' kinds."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return list(kinds)
+    sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return [LOCAL if sliding else FULL] * int(config.num_hidden_layers)
+
+
+def rope_parameters_of(config: PreTrainedConfig) -> dict[str, Any]:
+    """`rope_type`, `rope_theta` and what else the rotary scheme needs; of full layers, where kinds of layers differ."""
+    parameters = dict(getattr(config, "rope_parameters", None) or {})
+    if FULL in parameters:
+        parameters = dict(parameters[FULL] or {})
+    parameters.setdefault("rope_type", "default")
+    parameters.setdefault("rope_theta", getattr(config, "rope_theta", 10_000.0))
+    return parameters
+
+
+def has_rotary_by_kind(rotary: nn.Module) -> bool:
+    """Whether a rotary module has frequencies for each kind of layer."""
+    return hasattr(rotary, f"{FULL}_inv_freq")
+
+
+def rotate_as_stock(attention: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The model's own rotation, in its own arithmetic. x: (B, H, N, D); cos, sin: (B or 1, N, rotary_dim)."""
+    apply = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    rotary_dim = cos.shape[-1]
+    rotated: Tensor = apply(x[..., :rotary_dim], x[:, :0, :, :rotary_dim], cos, sin)[0]
+    return rotated if x.shape[-1] == rotary_dim else torch.cat((rotated, x[..., rotary_dim:]), dim=-1)
+
+
+def in_halves(x: Tensor, rotary_dim: int) -> Tensor:
+    """Interleaved pairs of components side by side as halves: logits stay as they are. x: (B, H, N, D)."""
+    return torch.cat((x[..., :rotary_dim:2], x[..., 1:rotary_dim:2], x[..., rotary_dim:]), dim=-1)

@@ -1,0 +1,41 @@
+"""Trends take what a results folder has scored, and draw the best experiment of a target."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.trends import COLUMNS, collect_trends, draw
+from pipeline import store
+from tasks import get_task
+
+
+def test_trends_take_what_is_scored(tmp_path: Path) -> None:
+    def experiment(name: str, target: int, scores: dict[str, float] | None, expected: int = 1) -> None:
+        folder = tmp_path / get_task("longbench").folder / name
+        folder.mkdir(parents=True)
+        config = {"task": "longbench", "method": "dpi", "model": "some/model", "max_pe": target, "params": {}}
+        datasets = {"d": {"records": expected, "limited": False}}
+        store.write_json(folder / "run.json", {"config": config, "window": 8, "datasets": datasets})
+        (folder / "d.jsonl").write_text('{"id": "0"}\n')
+        if scores:
+            store.write_json(folder / "result.json", scores)
+
+    experiment("b-32k", 32768, {"lcc": 30.0, "trec": 50.0})
+    experiment("a-16k", 16384, {"lcc": 20.0}, expected=7)
+    experiment("c-64k", 65536, None)
+    found = collect_trends(tmp_path, "longbench")
+    assert found[["target", "score", "datasets", "complete"]].values.tolist() == [
+        [16384, 20, 1, False],
+        [32768, 40, 2, True],
+    ]
+    assert set(found["model"]) == {"model"}
+    assert collect_trends(tmp_path, "leval").empty
+
+
+def test_trends_draw_the_best_of_a_target() -> None:
+    rows = [("longbench", "m", "dpi", "a", 16384, 20.0, 1, True), ("longbench", "m", "dpi", "b", 16384, 30.0, 1, False)]
+    figure = draw(pd.DataFrame(rows, columns=COLUMNS))
+    line, hollow = figure.axes[0].lines
+    assert np.asarray(line.get_xydata()).tolist() == [[16, 30]]
+    assert np.asarray(hollow.get_xydata()).tolist() == [[16, 30]]
