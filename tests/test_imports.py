@@ -25,7 +25,7 @@ KNOW_TRANSFORMERS = {
     "models.DPI.loading", "models.DPI.losses", "models.DPI.dpi", "models.DPI.dpi_withoutflash",
     "pipeline.model_loader", "pipeline.dry_run",
     "analysis.study", "analysis.attention_maps", "analysis.lengths", "analysis.logits",
-    "benchmarks.model", "benchmarks.losses",
+    "benchmarks.model",
     "tools.measure_tiny", "tools.tiny_data", "tools.train_tiny",
 }  # fmt: skip
 
