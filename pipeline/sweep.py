@@ -2,7 +2,8 @@
 
 A sweep file has the keys of an experiment that all share, and a table `[sweep]`:
 
-methods, tasks     lists of names
+tasks              list of names
+methods            likewise; all of them where the file names none
 [[sweep.models]]   `model` (id), `name` (its short name in exp_name), `windows` and `targets` in tokens; every pair
 [sweep.params.M]   the parameters of method M; without it, those that M itself has for a window and a target
 [sweep.task.T]     keys of benchmark T
@@ -51,7 +52,7 @@ class Sweep(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    methods: list[MethodName] = Field(min_length=1)
+    methods: list[MethodName] = Field(default_factory=lambda: list(METHODS), min_length=1)
     tasks: list[TaskName] = Field(min_length=1)
     models: list[SweepModel] = Field(min_length=1)
     params: dict[MethodName, dict[str, Any]] = Field(default_factory=dict)

@@ -9,19 +9,22 @@ SLICE_TOKENS = 1024
 
 
 @torch.no_grad()
-def token_losses(model: PreTrainedModel, input_ids: Tensor, slice_tokens: int = SLICE_TOKENS) -> Tensor:
-    """Negative log-likelihood of tokens 1 ... T - 1, each given all before it, in nats.
+def token_losses(
+    model: PreTrainedModel, input_ids: Tensor, slice_tokens: int = SLICE_TOKENS, first_token: int = 1
+) -> Tensor:
+    """Negative log-likelihood of tokens first_token ... T - 1, each given all before it, in nats.
 
     input_ids: (B, T), without padding. slice_tokens: tokens whose logits exist at a time; it changes no number.
-    Returns (B, T - 1) fp32 on the CPU.
+    Returns (B, T - first_token) fp32 on the CPU.
     """
-    hidden = model.get_decoder()(input_ids, use_cache=False).last_hidden_state[:, :-1]  # (B, T - 1, hidden)
+    hidden = model.get_decoder()(input_ids, use_cache=False).last_hidden_state[:, first_token - 1 : -1]
     head = model.get_output_embeddings()
     losses = torch.empty(hidden.shape[:2])
     for first in range(0, hidden.shape[1], slice_tokens):
         piece = hidden[:, first : first + slice_tokens]
         logits = head(piece.to(head.weight.device)).float()  # (B, slice, vocabulary)
-        targets = input_ids[:, 1 + first : 1 + first + piece.shape[1]].to(logits.device)
+        start = first_token + first
+        targets = input_ids[:, start : start + piece.shape[1]].to(logits.device)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         losses[:, first : first + piece.shape[1]] = loss.view(targets.shape).cpu()
     return losses
@@ -29,4 +32,4 @@ def token_losses(model: PreTrainedModel, input_ids: Tensor, slice_tokens: int = 
 
 def mean_loss_beyond(model: PreTrainedModel, input_ids: Tensor, window: int) -> float:
     """Mean loss of tokens window ... T - 1, in nats. input_ids: (B, T)."""
-    return float(token_losses(model, input_ids)[:, window - 1 :].double().mean())
+    return float(token_losses(model, input_ids, first_token=window).double().mean())

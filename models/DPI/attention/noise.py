@@ -3,7 +3,7 @@
 A pool of 2**18 deviates is drawn once. Queries and keys form blocks of 8 x 32, and each block of a head reads 256
 deviates from a place that a 32-bit hash of (seed, layer, head, i // 8, j // 32) gives:
 value(i, j) = pool[(place + 32 (i mod 8) + slot(j mod 32)) mod 2**18]. A kernel reads the pool
-instead of drawing a number per logit: a warp of it reads a block in one load, 16 bytes a thread, and the slots put
+instead of drawing a number per logit: a warp of it reads a block in one load, 16 bytes per thread, and the slots put
 the eight keys that one thread of a matrix unit holds side by side.
 The pool holds the quantiles of the distribution in a hashed order, rounded to fp16: its mean and deviation are
 exact to 1e-4, and its values are the same wherever they are converted.

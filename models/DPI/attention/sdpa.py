@@ -6,9 +6,9 @@ merged by their log-sum-exp. With noise a block's logits are formed whole. The b
 block by block, because the kernels' log-sum-exp carries no gradient.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,43 +61,53 @@ class _Job:
         """Whether a logit of the segment gets noise."""
         return self.noise is not None and segment.noise_std is not None and bool(segment.noise_std.any())
 
-    def place(self, segment: Segment, rows: slice) -> slice:
-        """Rows of a segment on the axis of queries."""
-        return slice(segment.first - self.past + rows.start, segment.first - self.past + rows.stop)
-
-    def lengths(self) -> dict[KeyTable, int]:
-        """How many keys each table is needed for."""
-        found: dict[KeyTable, int] = {}
+    def blocks(self, q: Tensor, k: Tensor) -> Iterator["_Block"]:
+        """All queries in blocks."""
+        lengths: dict[KeyTable, int] = {}  # how many keys each table is needed for
         for band in (band for segment in self.segments for band in segment.bands):
-            found[band.table] = max(found.get(band.table, 0), int(band.stop[-1]))
-        return found
+            lengths[band.table] = max(lengths.get(band.table, 0), int(band.stop[-1]))
+        rotated: dict[KeyTable, Tensor] = {}  # keys, while consecutive segments share their table
+        for segment in self.segments:
+            noisy = self.is_noisy(segment)
+            if not noisy:
+                rotated = _rotate_keys(k, segment, lengths, rotated)
+            for rows in _blocks(segment, q, k.shape[2] if noisy else 0):
+                first = segment.first - self.past
+                at = slice(first + rows.start, first + rows.stop)
+                yield _Block(segment, rows, at, None if noisy else rotated)
 
-    def attend_noisy(self, q: Tensor, k: Tensor, v: Tensor, segment: Segment, rows: slice) -> Tensor:
-        """Whole rows of logits: (B, H, T, D) un-rotated queries of one block -> (B, H, T, D)."""
+    def attend_noisy(self, q: Tensor, k: Tensor, v: Tensor, block: "_Block") -> Tensor:
+        """By whole rows of logits: (B, H, T, D) un-rotated queries of one block -> (B, H, T, D)."""
         p = reference.probabilities_of(
-            q, k, segment, scaling=self.scaling, noise=self.noise, layer=self.layer, rows=rows
+            q, k, block.segment, scaling=self.scaling, noise=self.noise, layer=self.layer, rows=block.rows
         )
         return reference.grouped_matmul(p, v[:, :, : p.shape[-1]])
+
+
+class _Block(NamedTuple):
+    """Queries that are computed together.
+
+    rows: of the segment. at: their places on the axis of queries. rotated: the keys by each table of the segment,
+    (B, Hkv, n, D); None where logits get noise.
+    """
+
+    segment: Segment
+    rows: slice
+    at: slice
+    rotated: dict[KeyTable, Tensor] | None
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, job: _Job, lse: Tensor | None = None) -> Tensor:
     """lse: (B, H, T), receives the log-sum-exps of queries without noise."""
     out = torch.empty_like(q)
-    lengths = job.lengths()
-    rotated: dict[KeyTable, Tensor] = {}  # keys, while consecutive segments share their table
-    for segment in job.segments:
-        noisy = job.is_noisy(segment)
-        if not noisy:
-            rotated = _rotate_keys(k, segment, lengths, rotated)
-        for rows in _blocks(segment, q, k.shape[2] if noisy else 0):
-            at = job.place(segment, rows)
-            if noisy:
-                out[:, :, at] = job.attend_noisy(q[:, :, at], k, v, segment, rows)
-                continue
-            parts = _parts_of_block(q[:, :, at], v, segment, rotated, rows, job.scaling)
-            out[:, :, at] = _merge(parts).to(q.dtype)
-            if lse is not None:
-                lse[:, :, at] = torch.stack([part for _, part in parts]).logsumexp(0)
+    for block in job.blocks(q, k):
+        if block.rotated is None:
+            out[:, :, block.at] = job.attend_noisy(q[:, :, block.at], k, v, block)
+            continue
+        parts = _parts_of_block(q[:, :, block.at], v, block, block.rotated, job.scaling)
+        out[:, :, block.at] = _merge(parts).to(q.dtype)
+        if lse is not None:
+            lse[:, :, block.at] = torch.stack([part for _, part in parts]).logsumexp(0)
     return out
 
 
@@ -128,25 +138,19 @@ def _backward(
     work = lse.dtype
     dq, dk, dv = (torch.zeros(x.shape, dtype=work, device=x.device) for x in (q, k, v))
     means = (d_out.to(work) * out.to(work)).sum(-1)  # (B, H, T), of the gradients of a query's probabilities
-    lengths = job.lengths()
-    rotated: dict[KeyTable, Tensor] = {}
-    for segment in job.segments:
-        noisy = job.is_noisy(segment)
-        if not noisy:
-            rotated = _rotate_keys(k, segment, lengths, rotated)
-        for rows in _blocks(segment, q, k.shape[2] if noisy else 0):
-            at = job.place(segment, rows)
-            if noisy:
-                with torch.enable_grad():
-                    inputs = [x.detach().requires_grad_() for x in (q[:, :, at], k, v)]
-                    block = job.attend_noisy(inputs[0], inputs[1], inputs[2], segment, rows)
-                grads = torch.autograd.grad(block, inputs, d_out[:, :, at])
-                dq[:, :, at] = grads[0]
-                dk += grads[1]
-                dv += grads[2]
-                continue
+    for block in job.blocks(q, k):
+        at = block.at
+        if block.rotated is None:
+            with torch.enable_grad():
+                inputs = [x.detach().requires_grad_() for x in (q[:, :, at], k, v)]
+                part = job.attend_noisy(inputs[0], inputs[1], inputs[2], block)
+            grads = torch.autograd.grad(part, inputs, d_out[:, :, at])
+            dq[:, :, at] = grads[0]
+            dk += grads[1]
+            dv += grads[2]
+        else:
             known = (lse[:, :, at, None], means[:, :, at, None], d_out[:, :, at])
-            dq[:, :, at] = _backward_of_block(q[:, :, at], v, *known, segment, rotated, rows, job.scaling, dk, dv)
+            dq[:, :, at] = _backward_of_block(q[:, :, at], v, *known, block, block.rotated, job.scaling, dk, dv)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
@@ -156,9 +160,8 @@ def _backward_of_block(
     lse: Tensor,
     means: Tensor,
     d_out: Tensor,
-    segment: Segment,
+    block: _Block,
     rotated: dict[KeyTable, Tensor],
-    rows: slice,
     scaling: float,
     dk: Tensor,
     dv: Tensor,
@@ -169,10 +172,10 @@ def _backward_of_block(
     """
     dq = torch.zeros(q.shape, dtype=lse.dtype, device=q.device)
     width = max(1, _MAX_LOGITS // lse.numel())
-    for band in segment.bands:
-        start, stop = band.start[rows], band.stop[rows]
+    for band in block.segment.bands:
+        start, stop = band.start[block.rows], band.stop[block.rows]
         low, high = int(start[0]), int(stop[-1])
-        cos, sin = (table[rows] for table in band.query_tables(q.device))
+        cos, sin = (table[block.rows] for table in band.query_tables(q.device))
         rotated_q = rotate(q, cos, sin)
         d_rotated_q = torch.zeros_like(dq)
         for first in range(low, high, width):
@@ -236,17 +239,17 @@ def _rotate_keys(
 
 
 def _parts_of_block(
-    q: Tensor, v: Tensor, segment: Segment, rotated: dict[KeyTable, Tensor], rows: slice, scaling: float
+    q: Tensor, v: Tensor, block: _Block, rotated: dict[KeyTable, Tensor], scaling: float
 ) -> list[tuple[Tensor, Tensor]]:
     """Attention of one block's un-rotated queries (B, H, T, D) to parts of their keys, with its log-sum-exp."""
     parts = []
-    for band in segment.bands:
-        start, stop = band.start[rows], band.stop[rows]
+    for band in block.segment.bands:
+        start, stop = band.start[block.rows], band.stop[block.rows]
         low, high = int(start[0]), int(stop[-1])
         if low >= high:
             continue
         cos, sin = band.query_tables(q.device)
-        rotated_q = rotate(q, cos[rows], sin[rows])
+        rotated_q = rotate(q, cos[block.rows], sin[block.rows])
         keys = rotated[band.table]
         whole_low, whole_high = int(start[-1]), int(stop[0])  # keys that every query of the block sees
         if whole_low < whole_high:

@@ -212,7 +212,7 @@ def _lay_out(
 
 
 def _best_shares(tiles: list[tuple[int, int]], multiprocessors: float) -> list[tuple[int, int, int]]:
-    """Bands' tiles cut for one or two programs a multiprocessor, of so many for each key head."""
+    """Bands' tiles cut for one or two programs per multiprocessor, of so many for each key head."""
     choices = {programs: _shares(tiles, int(programs * multiprocessors)) for programs in (1, 2)}
 
     def cost(programs: int) -> float:
@@ -223,7 +223,7 @@ def _best_shares(tiles: list[tuple[int, int]], multiprocessors: float) -> list[t
 
 
 def _shares(tiles: list[tuple[int, int]], most: int) -> list[tuple[int, int, int]]:
-    """Bands' tiles low ... high - 1 cut into at most `most` equal pieces where there are so many, at least one a band.
+    """Bands' tiles low ... high - 1 cut into at most `most` equal pieces if there are so many, at least one per band.
 
     A piece has two tiles or more, for the sake of the merge, and at most 512. Returns (band, low, high) of each.
     """

@@ -130,7 +130,8 @@ def test_any_of_the_inputs_may_require_gradients(wanted: tuple[int, ...]) -> Non
 
     def of(impl: str) -> list[Tensor]:
         tensors = [x.clone().requires_grad_(number in wanted) for number, x in enumerate(inputs)]
-        out, _ = api.attend(*tensors, plan, scaling=SCALING, impl=impl)  # type: ignore[misc]
+        q, k, v = tensors
+        out, _ = api.attend(q, k, v, plan, scaling=SCALING, impl=impl)
         return _gradients(out, [tensors[number] for number in wanted], d_out)
 
     _assert_close(of("sdpa"), of("reference"), 1e-10)
@@ -220,8 +221,8 @@ def test_an_implementation_without_a_backward_pass_is_refused(monkeypatch: pytes
     assert api.choose("auto", q, plan) == "triton"
     assert api.choose("auto", q, plan, need_gradients=True) == "sdpa"
     for number in range(3):
-        tensors = [x.clone().requires_grad_(number == at) for at, x in enumerate((q, k, v))]
+        one, two, three = (x.clone().requires_grad_(number == at) for at, x in enumerate((q, k, v)))
         with pytest.raises(ValueError, match="it has no backward pass, and a tensor requires gradients"):
-            api.attend(*tensors, plan, scaling=SCALING, impl="triton")  # type: ignore[misc]
-        out, _ = api.attend(*tensors, plan, scaling=SCALING)  # type: ignore[misc]
+            api.attend(one, two, three, plan, scaling=SCALING, impl="triton")
+        out, _ = api.attend(one, two, three, plan, scaling=SCALING)
         assert out.requires_grad

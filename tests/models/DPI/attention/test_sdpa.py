@@ -80,7 +80,7 @@ def test_noise_of_all_kinds(
     flags: dict[str, int], kind: str, dtype: torch.dtype, past: int, chunk_coe: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sdpa._BLOCK, "cpu", 11)
-    monkeypatch.setattr(sdpa, "_MAX_LOGITS", 5 * 83 * 2 * 4)  # five queries a block
+    monkeypatch.setattr(sdpa, "_MAX_LOGITS", 5 * 83 * 2 * 4)  # five queries per block
     method = build_method("dpi", {"local_window": 5, "chunk_coe": chunk_coe, "noise_type": kind} | flags, 24)
     segments = method.segments(oracle.rope(24, 16), past, 83)
     check(segments, tensors(7, past, 83), dtype, scaling=0.25, noise=method.noise(4), layer=2)

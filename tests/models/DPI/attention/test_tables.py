@@ -1,7 +1,6 @@
 """Rotary tables against complex rotations in fp64, and their cache."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -23,10 +22,12 @@ def _inv_freq(dim: int = 16, theta: float = 10_000.0) -> torch.Tensor:
 class _Exact(Frequencies):
     """Tables left in fp64, to compare the algebra and not the rounding."""
 
-    def tables(self, positions: torch.Tensor, device: torch.device, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+    def tables(
+        self, positions: torch.Tensor, device: torch.device, blend: bool = False, scale: float | torch.Tensor = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.Tensor, "float", lambda tensor: tensor)
-            return super().tables(positions, device, **kwargs)
+            return super().tables(positions, device, blend, scale)
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,7 +1,7 @@
 """Compile what the fused kernels' launches would run on a GPU, without one; as a program, without Triton's interpreter.
 
 Argument: JSON, a list of the arguments of `compile_case`. A line of JSON for each: the kernels' names, bytes of shared
-memory, registers and bytes of stack a thread, tensor core instructions, and stores to shared memory in the loop.
+memory, registers and bytes of stack per thread, tensor core instructions, and stores to shared memory in the loop.
 """
 
 import json
@@ -82,7 +82,7 @@ def _read(cubin: bytes) -> dict[str, int]:
             return subprocess.run([TOOLS / name, *flags, path], check=True, capture_output=True, text=True).stdout
 
         usage, code = tool("cuobjdump", "-res-usage"), tool("nvdisasm", "-c")
-    registers, stack = (int(re.search(rf"{key}:(\d+)", usage).group(1)) for key in ("REG", "STACK"))
+    registers, stack = (int(re.findall(rf"{key}:(\d+)", usage)[0]) for key in ("REG", "STACK"))
     products = len(re.findall(_PRODUCT, code))
     return {"registers": registers, "stack": stack, "products": products, "loop_stores": _loop_of(code).count("STS.")}
 

@@ -38,7 +38,7 @@ def test_decoding() -> None:
     )
     for case in (plain, noise, all_keys, narrow):
         kernel = case["decode_kernel"]
-        assert kernel["shared"] <= SHARED_MEMORY // 2  # two programs a multiprocessor
+        assert kernel["shared"] <= SHARED_MEMORY // 2  # two programs per multiprocessor
         assert kernel["stack"] <= 64
         assert kernel["products"] >= 16
     # The rotated query is stored, 8 instructions; keys that the compiler moves between layouts would take 16 more.

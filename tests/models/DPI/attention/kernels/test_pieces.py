@@ -48,7 +48,7 @@ def test_pieces_of_bands_are_even_and_whole() -> None:
 
 
 def test_one_row_of_16384_keys_on_132_multiprocessors() -> None:
-    """196 tiles of the head and 64 of the tail, 16.5 programs a key head: none has more than 17."""
+    """196 tiles of the head and 64 of the tail, 16.5 programs per key head: none has more than 17."""
     shares = pieces._best_shares([(0, 196), (192, 256)], 16.5)
     assert len(shares) == 16
     assert max(high - low for _, low, high in shares) == 17
