@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
@@ -24,12 +24,21 @@ from pipeline.config import ExperimentConfig, TaskName, build_config, describe, 
 from tasks import get_task
 from tasks.errors import UserError
 
+if TYPE_CHECKING:
+    from models.DPI.methods import Method
+
+
+def _methods() -> dict[str, type[Method]]:
+    """All methods by name, imported when they are asked for: PyTorch comes with them, which takes seconds."""
+    from models.DPI.methods import METHODS
+
+    return METHODS
+
 
 def _known_method(name: str) -> str:
-    from models.DPI.methods import METHODS  # with PyTorch, which takes seconds
-
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}{did_you_mean(name, METHODS)} (methods: {', '.join(METHODS)})")
+    known = _methods()
+    if name not in known:
+        raise ValueError(f"unknown method {name!r}{did_you_mean(name, known)} (methods: {', '.join(known)})")
     return name
 
 
@@ -52,7 +61,7 @@ class Sweep(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    methods: list[MethodName] = Field(default_factory=lambda: list(METHODS), min_length=1)
+    methods: list[MethodName] = Field(default_factory=lambda: list(_methods()), min_length=1)
     tasks: list[TaskName] = Field(min_length=1)
     models: list[SweepModel] = Field(min_length=1)
     params: dict[MethodName, dict[str, Any]] = Field(default_factory=dict)
@@ -108,10 +117,8 @@ def _kilo(tokens: int) -> str:
 
 def _params(sweep: Sweep, method: str, window: int, target: int) -> dict[str, Any]:
     """The method's parameters: those of its table where there is one, else its own for window and target."""
-    from models.DPI.methods import METHODS
-
     given = sweep.params.get(method)
-    return METHODS[method].params_for(window, target) if given is None else given
+    return _methods()[method].params_for(window, target) if given is None else given
 
 
 def select(experiments: Sequence[ExperimentConfig], only: Sequence[str]) -> list[ExperimentConfig]:

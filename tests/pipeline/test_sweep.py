@@ -29,6 +29,14 @@ def paper() -> list[ExperimentConfig]:
     return sweep.expand(read_toml(PAPER), str(PAPER))
 
 
+def test_a_sweep_without_methods_runs_all() -> None:
+    path = EXPCFG / "quickstart" / "all_methods.toml"
+    content = read_toml(path)
+    assert "methods" not in content["sweep"]
+    found = [(cfg.method, cfg.task) for cfg in sweep.expand(content, str(path))]
+    assert found == [(method, task) for method in METHODS for task in ("needle", "pg19")]
+
+
 def test_the_paper_expands_to_every_combination_once(paper: list[ExperimentConfig]) -> None:
     assert len(paper) == (1 * 3 + 3 * 3) * 7 * 4
     assert len({(cfg.task, cfg.exp_name) for cfg in paper}) == len(paper)
