@@ -54,7 +54,7 @@ class Band:
 
     def key_tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines of keys 0 ... length - 1, each (length, rotary_dim/2) fp32."""
-        return self.table.of_keys(length, device)
+        return self.frequencies.key_tables(self.keys, length, device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -303,9 +303,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> tuple[Tensor, Ten
 
 def flash_obstacle(q: Tensor, plan: Plan) -> str | None:
     """Why FlashAttention cannot compute these queries and bands, or None."""
-    if plan.noise is not None and _not_for_flash(q) is None:
-        return "FlashAttention adds no noise"
-    return _not_for_flash(q)
+    return _not_for_flash(q) or (None if plan.noise is None else "FlashAttention adds no noise")
 
 
 def _not_for_flash(q: Tensor) -> str | None:

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from models.DPI.attention.bands import Plan
+from models.DPI.attention.kernels.launching import power_of_2
 from models.DPI.attention.kernels.noise import period_of
 from models.DPI.attention.noise import POOL_SIZE
 from models.DPI.attention.prepared import PreparedStep
@@ -118,25 +119,25 @@ def prepare_step(
         splits = max(splits, previous.pieces.shape[1])
     cos, sin = (table.data_ptr() for table in tables[0])
     idle = Piece(left=0, query=0, low=0, high=0, start=0, stop=0, step=1, cos=cos, sin=sin, period=-1, band=0)
-    flat = [column for row in rows for piece in row + [idle] * (splits - len(row)) for column in piece]
+    flat = [column for row in rows for record in row + [[*idle]] * (splits - len(row)) for column in record]
     pieces = torch.tensor(flat).view(batch, splits, len(idle))  # flat, because nested lists take ten times as long
     half = tables[0][0].shape[1]
-    planes, group, block_d = batch * kv_heads, heads // kv_heads, triton.next_power_of_2(head_dim)
-    block_members = triton.next_power_of_2(group)
+    planes, group, block_d = batch * kv_heads, heads // kv_heads, power_of_2(head_dim)
+    block_members = power_of_2(group)
     options = {
         "GROUP": group,
         "BLOCK_GROUP": max(8, block_members),
         "BANDS": numbers.shape[1] // (2 * half),
         "NOISY": noisy,
         "HALF": half,
-        "BLOCK_HALF": triton.next_power_of_2(half),
+        "BLOCK_HALF": power_of_2(half),
         "BLOCK_D": block_d,
         "BN": DECODE_KEYS,
         "WARPS": _DECODE_WARPS,
         "RELATIVE": relative,
         "POOL": POOL_SIZE,
         "BLOCK_MEMBERS": block_members,
-        "BLOCK_SPLITS": triton.next_power_of_2(splits),
+        "BLOCK_SPLITS": power_of_2(splits),
         "STAGES": 3 if relative and head_dim <= 128 else 2,  # what shared memory holds
         "DEPENDENT": device.type == "cuda",
         "num_warps": _DECODE_WARPS,
@@ -156,7 +157,7 @@ def prepare_step(
         log_totals=torch.empty(planes * splits * block_members, dtype=torch.float32, device=device),
         arrivals=torch.zeros(planes, dtype=torch.int32, device=device),
         block_d=block_d,
-        block_half=triton.next_power_of_2(half),
+        block_half=power_of_2(half),
         noisy=noisy,
         options=options,
         key_tables=tables,
@@ -165,14 +166,14 @@ def prepare_step(
 
 def _lay_out(
     plan: Plan, batch: int, kv_heads: int, device: torch.device
-) -> tuple[list[list[Piece]], Tensor, list[tuple[Tensor, Tensor]], bool, bool]:
-    """Pieces and numbers of each row of the batch, key tables, whether bands are relative, and noise at all."""
+) -> tuple[list[list[list[int]]], Tensor, list[tuple[Tensor, Tensor]], bool, bool]:
+    """Records and numbers of the batch's rows, key tables, whether bands are relative, and whether there is noise."""
     segments = [row.segments[-1] for row in plan.rows]
     num_bands = max(len(segment.bands) for segment in segments)
     relative = all(_steps(band.keys) for segment in segments for band in segment.bands)
     half = segments[0].bands[0].frequencies.rotary_dim // 2
     numbers = torch.zeros(batch, 1 + 2 * num_bands * half)
-    pieces: list[list[Piece]] = [[] for _ in range(batch)]
+    records: list[list[list[int]]] = [[] for _ in range(batch)]
     key_tables = []
     noisy = False
     for row, segment in zip(plan.rows, segments, strict=True):
@@ -186,29 +187,35 @@ def _lay_out(
             period = period_of(segment, band)
             noisy = noisy or period is not None
             tiles.append((start // step, -(-stop // step)) if start < stop else (0, 0))
-            whole.append(
-                Piece(
-                    left=row.left,
-                    query=segment.first,
-                    low=tiles[-1][0],
-                    high=tiles[-1][1],
-                    start=start,
-                    stop=stop,
-                    step=step,
-                    cos=cos.data_ptr(),
-                    sin=sin.data_ptr(),
-                    period=-1 if period is None else period,
-                    band=number,
-                )
+            piece = Piece(
+                left=row.left,
+                query=segment.first,
+                low=tiles[-1][0],
+                high=tiles[-1][1],
+                start=start,
+                stop=stop,
+                step=step,
+                cos=cos.data_ptr(),
+                sin=sin.data_ptr(),
+                period=-1 if period is None else period,
+                band=number,
             )
+            whole.append([*piece])
             values += [table[0] for table in band.query_tables(torch.device("cpu"))]
         shares = _best_shares(tiles, _multiprocessors(device) / (batch * kv_heads))
-        of_row = [whole[b]._replace(low=low, high=high) for b, low, high in shares]
+        of_row = [_cut(whole[b], low, high) for b, low, high in shares]
         row_numbers = torch.cat(values)
         for member in row.rows:
-            pieces[member] = of_row
+            records[member] = of_row
             numbers[member, : len(row_numbers)] = row_numbers
-    return pieces, numbers, key_tables, relative, noisy and plan.noise is not None
+    return records, numbers, key_tables, relative, noisy and plan.noise is not None
+
+
+def _cut(record: list[int], low: int, high: int) -> list[int]:
+    """The record of a piece, with other tiles. Not by `_replace`, which takes ten times as long, for every token."""
+    record = record.copy()
+    record[_AT.low], record[_AT.high] = low, high
+    return record
 
 
 def _best_shares(tiles: list[tuple[int, int]], multiprocessors: float) -> list[tuple[int, int, int]]:

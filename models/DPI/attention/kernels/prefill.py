@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from models.DPI.attention.bands import Row
-from models.DPI.attention.kernels.launching import descriptor, on, readable
+from models.DPI.attention.kernels.launching import descriptor, on, power_of_2, readable
 from models.DPI.attention.kernels.noise import (
     LOG2E,
     add_to_tile,
@@ -54,7 +54,7 @@ def attend(
     noisy = 0 if noise is None else prepared.noisy
     pool, hash_keys = noise_tensors(noise if noisy else None, layer, heads, q.device)
     slope_factor, level_factor = noise_factors(noise)
-    block_d = triton.next_power_of_2(head_dim)
+    block_d = power_of_2(head_dim)
     rotated_q = _rotate_queries(q, prepared, scaling * LOG2E)
     rotated = k.new_empty(prepared.num_slots, batch, kv_heads, num_keys, head_dim)
     queries = descriptor(rotated_q.flatten(0, 2), [1, tile.queries, block_d])

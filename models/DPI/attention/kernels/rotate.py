@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from models.DPI.attention.kernels.launching import power_of_2
+
 _TOKENS = 32  # tokens and heads of a program
 _HEADS = 8
 
@@ -38,7 +40,7 @@ def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, first: int, la
             out.stride(1),
             out.stride(2),
             HALF=half,
-            BLOCK_HALF=triton.next_power_of_2(half),
+            BLOCK_HALF=power_of_2(half),
             TOKENS=_TOKENS,
             HEADS=_HEADS,
             enable_fp_fusion=True,

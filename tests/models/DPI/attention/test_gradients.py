@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models.DPI.attention import api, sdpa
+from models.DPI.attention import noise as noise_module
 from models.DPI.attention.backends import BACKENDS
 from models.DPI.attention.bands import Plan
 from models.DPI.attention.noise import draw
@@ -179,17 +180,21 @@ def test_low_precision_is_no_worse_than_twice_plain_attention() -> None:
 
 
 @pytest.mark.parametrize("impl", ["sdpa", "reference"])
-def test_gradients_after_a_pass_in_inference_mode(impl: str) -> None:
-    """The tables that such a pass leaves behind may be read again."""
-    method, rope = build_method("dpi", CHUNK_FREE, WINDOW), oracle.rope(WINDOW, 16)
+@pytest.mark.parametrize(
+    "params", [CHUNK_FREE, {**NOISE, "scale_mean": 1}, {**NOISE, "noise_type": "uniform"}], ids=str
+)
+def test_gradients_after_a_pass_in_inference_mode(impl: str, params: dict[str, Any]) -> None:
+    """The tables and deviates that such a pass leaves behind may be read again."""
+    noise_module.pool_and_margin.cache_clear()
+    method, rope = build_method("dpi", params, WINDOW), oracle.rope(WINDOW, 16)
     *inputs, d_out = _tensors(1, (4, 2), 0, LENGTH, torch.float32)
     q, k, v = inputs
     with torch.inference_mode():
-        first = make_plan(method, rope, Padding(None, 0, LENGTH, 1), seed=0)
-        api.attend(q, k, v, first, scaling=SCALING, impl=impl)
-    plan = make_plan(method, rope, Padding(None, 0, LENGTH, 1), seed=0)
+        first = make_plan(method, rope, Padding(None, 0, LENGTH, 1), seed=SEED)
+        api.attend(q, k, v, first, scaling=SCALING, layer=LAYER, impl=impl)
+    plan = make_plan(method, rope, Padding(None, 0, LENGTH, 1), seed=SEED)
     inputs = [x.requires_grad_() for x in inputs]
-    out, _ = api.attend(q, k, v, plan, scaling=SCALING, impl=impl)
+    out, _ = api.attend(q, k, v, plan, scaling=SCALING, layer=LAYER, impl=impl)
     exact = [x.detach().double().requires_grad_() for x in inputs]
     expected = _gradients(_dense(method, exact[0], exact[1], exact[2]), exact, d_out)
     _assert_close(_gradients(out, inputs, d_out), expected)
