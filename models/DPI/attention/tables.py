@@ -87,11 +87,20 @@ class Frequencies:
             with torch.inference_mode(False):  # a pass with gradients may read them after one in inference mode
                 index = torch.arange(capacity, device="cpu" if device.type == "mps" else device)
                 found = self.tables(positions(index), device, blend=positions.blend)
+            self._make_room(capacity)
         self._tables[slot] = found
-        while len(self._tables) > 2 and sum(len(cos) for cos, _ in self._tables.values()) > _CACHED_KEYS:
-            self._tables.popitem(last=False)
         cos, sin = found
         return cos[:length], sin[:length]
+
+    def _make_room(self, keys: int) -> None:
+        """Let go of the tables that were used least recently, all but one, until there is room for so many keys."""
+        kept = list(self._tables.items())  # other threads may change the original
+        total = keys + sum(cos.shape[0] for _, (cos, _) in kept)
+        for slot, (cos, _) in kept[:-1]:
+            if total <= _CACHED_KEYS:
+                return
+            self._tables.pop(slot, None)
+            total -= cos.shape[0]
 
 
 @dataclass(frozen=True)

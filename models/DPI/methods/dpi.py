@@ -102,7 +102,8 @@ class DPI(Method):
         end = chunk_ends(length, rope.window, self.chunk_coe, past)  # n of each query: where its chunk ends
         s, head = squeeze(end, rope.window, self.local_window)
         i = query_indices(past, length)
-        changes = (torch.nonzero(s[1:] != s[:-1]).flatten() + 1).tolist()
+        # A token that is decoded is one query: nothing changes.
+        changes = (torch.nonzero(s[1:] != s[:-1]).flatten() + 1).tolist() if len(i) > 1 else []
         segments = []
         for first, last in zip([0, *changes], [*changes, len(i)], strict=True):
             at = slice(first, last)

@@ -48,7 +48,7 @@ class _Recording:
 
 
 class RecordedDecoding:
-    """The base model's forward pass, replayed where it can be: one token a row, beyond the window, a static cache.
+    """The base model's forward pass, replayed where it can be: one token per row, beyond the window, a static cache.
 
     failed: recording was tried in vain, and is not tried again.
     """

@@ -6,7 +6,6 @@ feed-forward blocks, finds the pass of its thread by `running`.
 """
 
 import contextlib
-import copy
 import functools
 import logging
 from collections.abc import Callable, Iterator
@@ -82,9 +81,8 @@ class ForwardPass:
 
     def with_whole_cache(self) -> "ForwardPass":
         """The same pass for a static cache that attention gets as it is."""
-        twin = copy.copy(self)
-        twin.whole_cache = True
-        twin._rotations = {}
+        twin = object.__new__(ForwardPass)
+        twin.__dict__.update(self.__dict__, whole_cache=True, _rotations={})
         return twin
 
     @functools.cached_property

@@ -54,16 +54,6 @@ _COLUMNS = len(_AT)
 
 
 @triton.jit
-def _whole(column):
-    return tl.load(column).to(tl.int32)
-
-
-@triton.jit
-def _address(column):
-    return tl.multiple_of(tl.load(column).to(tl.pointer_type(tl.float32)), 16)
-
-
-@triton.jit
 def load_piece(
     pieces,
     number,
@@ -83,17 +73,17 @@ def load_piece(
     """The `Piece` of record `number`: int32 numbers, and pointers to fp32 tables."""
     record = pieces + number * COLUMNS
     return Piece(
-        left=_whole(record + LEFT),
-        query=_whole(record + QUERY),
-        low=_whole(record + LOW),
-        high=_whole(record + HIGH),
-        start=_whole(record + START),
-        stop=_whole(record + STOP),
-        step=_whole(record + STEP),
-        period=_whole(record + PERIOD),
-        cos=_address(record + COS),
-        sin=_address(record + SIN),
-        band=_whole(record + BAND),
+        left=tl.load(record + LEFT).to(tl.int32),
+        query=tl.load(record + QUERY).to(tl.int32),
+        low=tl.load(record + LOW).to(tl.int32),
+        high=tl.load(record + HIGH).to(tl.int32),
+        start=tl.load(record + START).to(tl.int32),
+        stop=tl.load(record + STOP).to(tl.int32),
+        step=tl.load(record + STEP).to(tl.int32),
+        period=tl.load(record + PERIOD).to(tl.int32),
+        cos=tl.multiple_of(tl.load(record + COS).to(tl.pointer_type(tl.float32)), 16),
+        sin=tl.multiple_of(tl.load(record + SIN).to(tl.pointer_type(tl.float32)), 16),
+        band=tl.load(record + BAND).to(tl.int32),
     )
 
 
