@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from models.DPI.patches.families import logits_of
+
 # 1,024 tokens x 49,152 fp32 logits are 192 MiB.
 SLICE_TOKENS = 1024
 
@@ -18,11 +20,10 @@ def token_losses(
     Returns (B, T - first_token) fp32 on the CPU.
     """
     hidden = model.get_decoder()(input_ids, use_cache=False).last_hidden_state[:, first_token - 1 : -1]
-    head = model.get_output_embeddings()
     losses = torch.empty(hidden.shape[:2])
     for first in range(0, hidden.shape[1], slice_tokens):
         piece = hidden[:, first : first + slice_tokens]
-        logits = head(piece.to(head.weight.device)).float()  # (B, slice, vocabulary)
+        logits = logits_of(model, piece)  # (B, slice, vocabulary)
         start = first_token + first
         targets = input_ids[:, start : start + piece.shape[1]].to(logits.device)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")

@@ -4,7 +4,6 @@ Angles are formed in fp64, because at position 131,071 an fp32 product is off by
 fp32. Half tables are kept, (N, rotary_dim/2), since both halves of a head rotate by the same angle.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +46,8 @@ class Frequencies:
     def __init__(self, inv_freq: Tensor) -> None:
         """No table is built yet."""
         self.inv_freq = inv_freq.detach().float().cpu()
-        self._tables: OrderedDict[tuple[KeyPositions, torch.device], tuple[Tensor, Tensor]] = OrderedDict()
+        # In the order of their use. A plain dictionary: threads may be in here at the same time.
+        self._tables: dict[tuple[KeyPositions, torch.device], tuple[Tensor, Tensor]] = {}
 
     @property
     def rotary_dim(self) -> int:

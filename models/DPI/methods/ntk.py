@@ -1,8 +1,8 @@
-"""NTK-aware scaling: another base, so that slow frequencies stretch and fast ones stay (bloc97, 2023).
+"""NTK-aware scaling: another base, so that slow frequencies become slower and fast ones stay (bloc97, 2023).
 
 Static: theta * factor ** (d / (d - 2)) at every length. Dynamic: beyond the window, with
 factor * n / W - factor + 1 in place of the factor, n the tokens so far. Here that is a pure function of n: all keys
-turn at the current base, unlike implementations that keep early keys at an older one.
+rotate at the current base, unlike implementations that keep early keys at an older one.
 """
 
 from typing import Any, ClassVar

@@ -32,7 +32,7 @@ from models.DPI.patches.families import (
     kinds_of_layers,
     rope_parameters_of,
 )
-from models.DPI.patches.forward_pass import NAME, ForwardPass, Observer, running, running_owner
+from models.DPI.patches.forward_pass import NAME, ForwardPass, Observer, run_attention, running, running_owner
 from models.DPI.patches.modules import NoRotation, ReplacedMethod
 from models.DPI.planning import Padding, make_plan
 
@@ -69,6 +69,8 @@ def check_config(config: PreTrainedConfig, method: Method) -> None:
             f"every layer attends within sliding_window = {config.sliding_window}, so keys beyond it are never seen; "
             "set sliding_window = None in the model's configuration to attend to all keys"
         )
+    if getattr(config, "use_bidirectional_attention", False):
+        raise ValueError("use_bidirectional_attention is set; methods are for models that attend to the past")
     if not getattr(config, "is_causal", True):
         raise ValueError("the configuration says is_causal = False; methods are for models that attend to the past")
 
@@ -116,31 +118,46 @@ def install(
     installation = Installation(
         family=family_of(config),
         kinds=tuple(kinds_of_layers(config)),
+        with_head=inner is not base,
         method=method,
         rope=rope_of(config, base.rotary_emb, window),
         attn_impl=attn_impl,
         seed=seed,
         stock_implementation=config._attn_implementation,
     )
-    setattr(inner, _ATTRIBUTE, installation)
+    setattr(base, _ATTRIBUTE, installation)
     config._attn_implementation = NAME
-    base.rotary_emb = NoRotation(base.rotary_emb, installation.rope.rotary_dim)
+    base.rotary_emb = NoRotation(base.rotary_emb, installation.rope.rotary_dim, running)
     for module, name, run in _replaced(inner, installation):
         ReplacedMethod(module, name, run)
     return model
 
 
 def uninstall(model: PreTrainedModel) -> PreTrainedModel:
-    """Give the stock model back; nothing happens to a model without a method."""
+    """Give the stock model back; nothing happens to a model without a method.
+
+    Raises ValueError, and changes nothing, if the method was installed on a larger model, or somebody replaced a method
+    of one of its modules since.
+    """
     inner = _inner(model)
     installation = installation_of(model)
-    if installation is not None:
-        base: Any = inner.base_model
-        base.rotary_emb = base.rotary_emb.stock
-        inner.config._attn_implementation = installation.stock_implementation
-        for module, name, _ in _replaced(inner, installation):
-            vars(module)[name].remove()
-        delattr(inner, _ATTRIBUTE)
+    if installation is None:
+        return model
+    base: Any = inner.base_model
+    if installation.with_head and inner is base:
+        raise ValueError("the method was installed on the model with its head; uninstall it there")
+    places = [(module, name) for module, name, _ in _replaced(inner, installation)]
+    for module, name in places:
+        if not isinstance(vars(module).get(name), ReplacedMethod):
+            raise ValueError(
+                f"{name} of a {type(module).__name__} was replaced after the method was installed (accelerate does so "
+                "where it places a model); take that off first"
+            )
+    for module, name in places:
+        vars(module)[name].remove()
+    base.rotary_emb = base.rotary_emb.stock
+    inner.config._attn_implementation = installation.stock_implementation
+    delattr(base, _ATTRIBUTE)
     return model
 
 
@@ -158,7 +175,7 @@ def installed(
 
 def installation_of(model: PreTrainedModel) -> "Installation | None":
     """What is installed on a model."""
-    found: Installation | None = vars(_inner(model)).get(_ATTRIBUTE)
+    found: Installation | None = vars(_inner(model).base_model).get(_ATTRIBUTE)
     return found
 
 
@@ -171,7 +188,7 @@ def installed_method(model: PreTrainedModel) -> Method | None:
 def replays_decoding(model: PreTrainedModel, length: int) -> bool:
     """Whether a static cache would let the tokens after a prompt of so many be decoded from a CUDA graph."""
     installation = installation_of(model)
-    if installation is None:
+    if installation is None or LOCAL in installation.kinds or installation.family.rotates_if is not None:
         return False
     plan = make_plan(installation.method, installation.rope, Padding(None, length, 1), installation.seed)
     return installation.decoding.pays(_inner(model).base_model, plan, installation.attn_impl)
@@ -202,12 +219,14 @@ _observed: ContextVar[tuple[str, Observer] | None] = ContextVar("gali_observed",
 class Installation:
     """One model's method, the same for all its calls. It does not know the model.
 
-    kinds: of its layers, see `families`. stock_implementation: what transformers attended with before.
+    kinds: of its layers, see `families`. with_head: what was asked for is more than the base model.
+    stock_implementation: what transformers attended with before.
     owner: marks the caches that this method fills.
     """
 
     family: Family
     kinds: tuple[str, ...]
+    with_head: bool
     method: Method
     rope: Rope
     attn_impl: str
@@ -238,6 +257,12 @@ class Installation:
                 f"{self.method!r} a token's logits depend on how many are fed: the text would be another; generate "
                 "without assistant_model and prompt_lookup_num_tokens, or take a method that is causal (GALI is with "
                 "chunk_coe = 1)"
+            )
+        pieces = getattr(args[0] if args else kwargs.get("generation_config"), "prefill_chunk_size", None)
+        if pieces is not None and not self.method.is_causal():
+            raise ValueError(
+                f"prefill_chunk_size = {pieces} cuts the prompt, and under method {self.method.name!r} with "
+                f"{self.method!r} a token's logits depend on where; leave it out, or take a method that is causal"
             )
         return stock(mode, *args, **kwargs)
 
@@ -311,10 +336,12 @@ def _replaced(inner: Any, installation: "Installation") -> Iterator[tuple[nn.Mod
     base = inner.base_model
     yield base, "forward", installation.forward
     for layer in base.layers:
+        if not installation.family.hands_on:
+            yield layer.self_attn, "forward", run_attention
         block: Any = getattr(layer, "mlp", None)
         if type(block).__name__.endswith("MLP"):  # experts' routers are watched by transformers, token for token
             yield block, "forward", _feed_forward
-    if hasattr(type(inner), "generate"):
+    if installation.with_head and hasattr(type(inner), "generate"):
         yield inner, "create_masks_for_generate", _keep_padding_mask
         yield inner, "_valid_auto_compile_criteria", _never_compile
         yield inner, "_validate_generation_mode", installation.check_generation

@@ -1,4 +1,4 @@
-"""Methods on models of transformers. Nothing outside this folder but `loading.py` knows transformers.
+"""Methods on models of transformers. Nothing outside this folder knows how its models work inside.
 
 Llama.py         what a configuration must be like, installing, uninstalling, observing
 families.py      the architectures, and how each differs from Llama

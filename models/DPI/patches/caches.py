@@ -45,7 +45,8 @@ class _OwnersUpdate:
 
     def __call__(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         cache = self._cache()
-        assert cache is not None
+        if cache is None:
+            raise ValueError("this cache is a shallow copy of one that is gone; copy caches with copy.deepcopy")
         if self._running() != self.owner:
             if int(cache.get_seq_length(layer_idx)):
                 raise ValueError(

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from models.DPI.attention import api, triton
 from models.DPI.attention.bands import Plan
 from models.DPI.attention.prepared import PreparedStep
+from models.DPI.patches.families import head_dim_of, kv_heads_of
 from models.DPI.patches.forward_pass import ARGUMENT, ForwardPass
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,8 @@ class RecordedDecoding:
             and not self.failed
             and _is_static(cache)
             and len({layer.keys.device for layer in cache.layers}) == 1
-            and cache.layers[0].keys.shape[1] == base.config.num_key_value_heads  # none elsewhere
+            and cache.layers[0].keys.shape[1] == kv_heads_of(base.config)  # none elsewhere
+            and forward_pass.has_one_plan
             and not any(unusual)
             and not torch.is_grad_enabled()
             and forward_pass.observer is None
@@ -152,7 +154,7 @@ class RecordedDecoding:
 
 
 def _decodes_fused(base: Any, plan: Plan, attn_impl: str, device: torch.device, dtype: torch.dtype) -> bool:
-    query = torch.empty(1, 1, 1, base.layers[0].self_attn.head_dim, device=device, dtype=dtype)
+    query = torch.empty(1, 1, 1, head_dim_of(base.config), device=device, dtype=dtype)
     with contextlib.suppress(ValueError):  # the stock pass says it
         return api.choose(attn_impl, query, plan) == "triton"
     return False

@@ -6,6 +6,7 @@ All in `FAMILIES` are tested against their stock models; `REFUSED` says why othe
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +23,12 @@ class Family:
 
     interleaved: components 2m and 2m + 1 rotate together, instead of m and m + D/2.
     rotates_if: name of what is true on the attention modules that rotate; the others have no positions to change.
+    hands_on: whether a decoder layer hands arguments that it does not know to its attention.
     """
 
     interleaved: bool = False
     rotates_if: str | None = None
+    hands_on: bool = True
 
     def rotates(self, attention: nn.Module) -> bool:
         """Whether a layer's attention rotates queries and keys."""
@@ -40,12 +43,13 @@ FAMILIES: dict[str, Family] = {
         (
             "llama", "mistral", "qwen2", "qwen3",
             "arcee", "exaone4", "gemma", "gemma3_text", "gpt_neox", "granite", "granitemoe", "ministral", "mixtral",
-            "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2_moe", "qwen3_moe", "seed_oss",
-            "stablelm", "starcoder2",
+            "olmo", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2_moe", "qwen3_moe", "seed_oss",
+            "starcoder2",
         ),
         _HALVES,
     ),
     **dict.fromkeys(("cohere", "ernie4_5", "glm", "glm4", "helium"), _INTERLEAVED),
+    **dict.fromkeys(("nemotron", "stablelm"), Family(hands_on=False)),
     "smollm3": Family(rotates_if="use_rope"),
 }  # fmt: skip
 
@@ -64,6 +68,11 @@ REFUSED: dict[str, str] = {
 def family_of(config: PreTrainedConfig) -> Family:
     """The family of a model's configuration. Raises ValueError, with the reason where it is known."""
     found = FAMILIES.get(config.model_type)
+    if config.model_type == "exaone4" and getattr(config, "sliding_window", None) is not None:
+        raise ValueError(
+            f"model_type is 'exaone4' with sliding_window = {config.sliding_window}: its layers that attend to "
+            "everything have no rotary positions then, and the others attend locally"
+        )
     if found is None:
         why = REFUSED.get(config.model_type)
         raise ValueError(
@@ -82,6 +91,29 @@ def kinds_of_layers(config: PreTrainedConfig) -> list[str]:
     return [LOCAL if sliding else FULL] * int(config.num_hidden_layers)
 
 
+def head_dim_of(config: PreTrainedConfig) -> int:
+    """Components of a head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def kv_heads_of(config: PreTrainedConfig) -> int:
+    """Key heads of a layer."""
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def logits_of(model: Any, hidden: Tensor) -> Tensor:
+    """What a model makes of its last hidden states, (..., hidden) -> (..., vocabulary) fp32, on the head's device."""
+    head, config = model.get_output_embeddings(), model.config
+    logits: Tensor = head(hidden.to(head.weight.device)).float()
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        logits = logits / divisor
+    if (factor := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        logits = logits * factor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
+        logits = cap * (logits / cap).tanh()
+    return logits
+
+
 def rope_parameters_of(config: PreTrainedConfig) -> dict[str, Any]:
     """`rope_type`, `rope_theta` and what else the rotary scheme needs; of full layers, where kinds of layers differ."""
     parameters = dict(getattr(config, "rope_parameters", None) or {})
@@ -95,6 +127,12 @@ def rope_parameters_of(config: PreTrainedConfig) -> dict[str, Any]:
 def has_rotary_by_kind(rotary: nn.Module) -> bool:
     """Whether a rotary module has frequencies for each kind of layer."""
     return hasattr(rotary, f"{FULL}_inv_freq")
+
+
+def eager_attention_of(attention: nn.Module) -> Callable[..., Any]:
+    """The family's own attention by the definition."""
+    found: Callable[..., Any] = sys.modules[type(attention).__module__].eager_attention_forward
+    return found
 
 
 def rotate_as_stock(attention: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

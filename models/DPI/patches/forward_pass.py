@@ -17,13 +17,20 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from models.DPI.attention import api
 from models.DPI.attention.bands import Plan
 from models.DPI.methods.base import Rope
 from models.DPI.methods.original import Original
-from models.DPI.patches.families import FULL, LOCAL, Family, has_rotary_by_kind, in_halves, rotate_as_stock
+from models.DPI.patches.families import (
+    FULL,
+    LOCAL,
+    Family,
+    eager_attention_of,
+    has_rotary_by_kind,
+    in_halves,
+    rotate_as_stock,
+)
 from models.DPI.planning import Padding, make_plan
 
 logger = logging.getLogger(__name__)
@@ -85,6 +92,11 @@ class ForwardPass:
         twin.__dict__.update(self.__dict__, whole_cache=True, _rotations={})
         return twin
 
+    @property
+    def has_one_plan(self) -> bool:
+        """Whether all layers attend by the plan."""
+        return self.family.rotates_if is None and LOCAL not in self.kinds
+
     @functools.cached_property
     def runs_stock(self) -> bool:
         """Whether this pass is left to the stock attention: same result to the bit, unless another was asked for."""
@@ -124,7 +136,7 @@ class ForwardPass:
                 attention_mask = None if attention_mask is None else attention_mask[..., :n]
             if rotates:
                 query, key = self._rotate_as_stock(layer, query, key, self.kinds[number])
-            stock = ALL_ATTENTION_FUNCTIONS.get_interface(self.stock_implementation, eager_attention_forward)
+            stock = ALL_ATTENTION_FUNCTIONS.get_interface(self.stock_implementation, eager_attention_of(layer))
             found: tuple[Tensor, Tensor | None] = stock(
                 layer, query, key, value, attention_mask, dropout=0.0, scaling=scaling, **kwargs
             )
@@ -204,9 +216,10 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function that transformers calls in every layer."""
-    forward_pass: ForwardPass | None = (
-        kwargs.pop(ARGUMENT, None) or running()
-    )  # some layers keep arguments to themselves
+    forward_pass: ForwardPass | None = kwargs.pop(ARGUMENT, None)
+    under_way = running()
+    if forward_pass is None and under_way is not None and not under_way.family.hands_on:
+        forward_pass = under_way  # see `run_attention`
     if forward_pass is None:
         raise ValueError(_NO_METHOD)
     if dropout:
@@ -236,9 +249,23 @@ def _make_mask(batch_size: int, q_length: int, kv_length: int, **kwargs: Any) ->
     return mask
 
 
+def run_attention(
+    attention: nn.Module,
+    stock: Callable[..., Any],
+    *args: Any,
+    position_embeddings: tuple[Tensor, Tensor],
+    **kwargs: Any,
+) -> Any:
+    """An attention module whose layer hands nothing on: the pass comes with the cosines that the pass made."""
+    forward_pass: ForwardPass | None = getattr(position_embeddings[0], ARGUMENT, None) or running()
+    with contextlib.nullcontext() if forward_pass is None else forward_pass.run():
+        return stock(*args, position_embeddings=position_embeddings, **kwargs)
+
+
 _NO_METHOD = (
-    "this model was made from the configuration of a model that has a method, and has none itself; give it a copy with "
-    "config._attn_implementation = 'sdpa', or install a method on it before the other"
+    "this model was made from the configuration of a model that has a method, and has none itself, or its forward pass "
+    "was replaced after its method was installed; give it a copy with config._attn_implementation = 'sdpa', or install "
+    "the method last"
 )
 
 AttentionInterface.register(NAME, _attend)

@@ -55,24 +55,30 @@ class ReplacedMethod:
 class NoRotation(nn.Module):
     """cos = 1 and sin = 0: queries and keys stay as they are, and a cache holds keys that are not rotated.
 
-    stock: the module that this one stands for. rotary_dim: components of a head that it rotates.
+    stock: the module that this one stands for. rotary_dim: components of a head that it rotates. running: the pass
+    under way, which cosines carry as an attribute to layers that get nothing else.
     """
 
-    def __init__(self, stock: nn.Module, rotary_dim: int) -> None:
+    def __init__(self, stock: nn.Module, rotary_dim: int, running: Callable[[], Any]) -> None:
         """See the class."""
         super().__init__()
         self.stock = stock
         self.rotary_dim = rotary_dim
+        self._running = running
 
     def forward(self, x: Tensor, position_ids: Tensor | None = None, *kind: str) -> tuple[Tensor, Tensor]:
         """(B, T, hidden) -> cos, sin (1, T, rotary_dim), one row for all."""
         one = torch.ones((), dtype=x.dtype, device=x.device)
         shape = (1, x.shape[1], self.rotary_dim)
-        return one.expand(shape).as_subclass(_One), torch.zeros_like(one).expand(shape).as_subclass(_Zero)
+        cos, sin = one.expand(shape).as_subclass(_One), torch.zeros_like(one).expand(shape).as_subclass(_Zero)
+        cos.forward_pass = self._running()
+        return cos, sin
 
 
 class _One(Tensor):
     """Cosines that are 1: to multiply by them takes no time, as the stock rotation of a long prompt does."""
+
+    forward_pass: Any = None
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -20,7 +20,7 @@ LOG2E = math.log2(math.e)
 
 @functools.lru_cache(maxsize=1024)
 def _head_keys(seed: int, layer: int, heads: int, device: torch.device) -> Tensor:
-    """(heads,) int32 with the bits of `noise.head_keys`. Four bytes a head, of numbers alone: nothing of a model."""
+    """(heads,) int32 with the bits of `noise.head_keys`. Four bytes per head, of numbers alone: nothing of a model."""
     keys = noise_module.head_keys(seed, layer, heads)
     return torch.where(keys >= 1 << 31, keys - (1 << 32), keys).to(torch.int32).to(device)
 

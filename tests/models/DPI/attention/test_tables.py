@@ -1,6 +1,8 @@
 """Rotary tables against complex rotations in fp64, and their cache."""
 
 import math
+import sys
+import threading
 
 import pytest
 import torch
@@ -144,3 +146,30 @@ def test_a_table_is_not_rebuilt_for_each_token() -> None:
     keys = KeyPositions(stretch=3, blend=True)
     storage = frequencies.key_tables(keys, 5, CPU)[0].data_ptr()
     assert all(frequencies.key_tables(keys, n, CPU)[0].data_ptr() == storage for n in range(6, _GROWTH, 101))
+
+
+def test_threads_share_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built, used and let go of by four threads that take turns all the time."""
+    monkeypatch.setattr(tables, "_CACHED_KEYS", 4 * _GROWTH)
+    frequencies = Frequencies(_inv_freq())
+    fresh = {s: frequencies.tables(torch.arange(5).double() / s, CPU, blend=True)[0] for s in range(2, 14)}
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        for turn in range(1500):
+            stretch = 2 + (7 * turn + seed * turn * turn) % 12
+            found = frequencies.key_tables(KeyPositions(stretch=stretch, blend=True), 5, CPU)[0]
+            if not torch.allclose(found, fresh[stretch], rtol=0, atol=6e-8):
+                wrong.append(stretch)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(1, 5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert wrong == []

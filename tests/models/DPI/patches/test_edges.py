@@ -1,6 +1,7 @@
 """What nobody asked for: other threads, shared configurations, caches of others, copies, and models that are gone."""
 
 import copy
+import functools
 import gc
 import threading
 import weakref
@@ -222,3 +223,55 @@ def test_another_attention_set_on_a_model_with_a_method(make_model: MakeModel, l
         model(tokens(1, length))
     uninstall(model)
     logits(model, tokens(1, length))
+
+
+def test_a_method_of_a_module_that_was_replaced_since(make_model: MakeModel) -> None:
+    """As accelerate does where it places a model. Nothing is half taken off."""
+    model = put(make_model(WINDOW))
+    expected = logits(model, BEYOND)
+    block: Any = model.model.layers[1].mlp  # type: ignore[union-attr, index]
+    ours = block.forward
+    block.forward = functools.partial(ours)
+    with pytest.raises(ValueError, match=r"forward of a LlamaMLP was replaced after the method was installed"):
+        uninstall(model)
+    assert installed_method(model) is not None
+    assert torch.equal(logits(model, BEYOND), expected)
+    block.forward = ours
+    assert installed_method(uninstall(model)) is None
+
+
+def test_the_base_model_and_the_model_with_its_head(make_model: MakeModel) -> None:
+    """One method at a time, wherever it was put."""
+    model: Any = make_model(WINDOW)
+    stock = logits(model, BEYOND)
+    put(model)
+    expected = logits(model, BEYOND)
+    assert installed_method(model.model) is installed_method(model)
+    with pytest.raises(ValueError, match=r"on the model with its head; uninstall it there"):
+        uninstall(model.model)
+    assert torch.equal(logits(model, BEYOND), expected)
+    uninstall(model)
+    put(model.model)
+    assert torch.equal(logits(model, BEYOND), expected)
+    put(model)
+    assert torch.equal(logits(model, BEYOND), expected)
+    assert torch.equal(logits(uninstall(model), BEYOND), stock)
+
+
+def test_a_prompt_in_pieces_is_refused_where_it_changes_the_text(make_model: MakeModel) -> None:
+    options = {"max_new_tokens": 6, "do_sample": False}
+    model: Any = put(make_model(WINDOW))
+    expected = model.generate(BEYOND, **options)
+    assert torch.equal(model.generate(BEYOND, prefill_chunk_size=17, **options), expected)
+    put(model, "dpi", CHUNKS)
+    with pytest.raises(ValueError, match=r"prefill_chunk_size = 17 cuts the prompt, and under method 'dpi'"):
+        model.generate(BEYOND, prefill_chunk_size=17, **options)
+
+
+def test_a_shallow_copy_of_a_cache_that_is_gone(make_model: MakeModel) -> None:
+    model = put(make_model(WINDOW))
+    cache = model(BEYOND, use_cache=True).past_key_values
+    twin = copy.copy(cache)
+    del cache
+    with pytest.raises(ValueError, match=r"a shallow copy of one that is gone; copy caches with copy\.deepcopy"):
+        model(tokens(1, 3), past_key_values=twin)

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, StaticCache
 
+from models.DPI.losses import token_losses
 from models.DPI.methods import METHODS, build_method
-from models.DPI.patches.families import FAMILIES, LOCAL, REFUSED
-from models.DPI.patches.Llama import check_config, install, uninstall
+from models.DPI.patches import decoding
+from models.DPI.patches.families import FAMILIES, LOCAL, REFUSED, kinds_of_layers
+from models.DPI.patches.Llama import check_config, install, replays_decoding, uninstall
 from tests.models.DPI.helpers import CHUNKS, PARAMS, ROUNDING, WINDOW, in_pieces, logits, padded, put, tokens
 
 SHAPE: dict[str, Any] = {
@@ -30,6 +32,7 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": None,
     "pad_token_id": 0,
     "sliding_window": None,
+    "attention_dropout": 0.0,
 }
 EXPERTS: dict[str, Any] = {
     "num_experts": 4,
@@ -41,11 +44,18 @@ EXPERTS: dict[str, Any] = {
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 OWN: dict[str, dict[str, Any]] = {
     "exaone4": {"layer_types": ["full_attention"] * 3},
-    "gemma3_text": {"sliding_window": 16, "layer_types": MIXED, "query_pre_attn_scalar": 12},
+    "cohere": {"logit_scale": 0.3},
+    "gemma3_text": {
+        "sliding_window": 16,
+        "layer_types": MIXED,
+        "query_pre_attn_scalar": 12,
+        "final_logit_softcapping": 4.0,
+    },
     "ministral": {"sliding_window": 16, "layer_types": MIXED},
     "qwen2_moe": {"use_sliding_window": False, "sliding_window": 16},
     "olmo3": {"sliding_window": 16, "layer_types": MIXED},
     "smollm3": {"no_rope_layers": [1, 0, 1], "layer_types": ["full_attention"] * 3},
+    "seed_oss": {"residual_dropout": 0.0},
     # Half of a head rotates.
     "phi": {"partial_rotary_factor": 0.5, "num_key_value_heads": 4},
     "phi3": {"partial_rotary_factor": 0.5, "original_max_position_embeddings": WINDOW},
@@ -54,8 +64,8 @@ OWN: dict[str, dict[str, Any]] = {
     "stablelm": {"partial_rotary_factor": 0.5},
     "gpt_neox": {"rotary_pct": 0.5},
     "nemotron": {"partial_rotary_factor": 0.5},
-    "granite": {"attention_multiplier": 0.4},
-    "granitemoe": {"attention_multiplier": 0.4},
+    "granite": {"attention_multiplier": 0.4, "logits_scaling": 3.0},
+    "granitemoe": {"attention_multiplier": 0.4, "logits_scaling": 3.0},
 }
 NOTHING_TO_CHANGE: dict[str, dict[str, Any]] = {
     "repro_ntk": {"factor": 1.0},
@@ -68,8 +78,12 @@ def make(model_type: str, **options: Any) -> PreTrainedModel:
     """A random model of a family."""
     experts = EXPERTS if "moe" in model_type or model_type == "mixtral" else {}
     torch.manual_seed(20)
-    config = AutoConfig.for_model(model_type, **(SHAPE | experts | OWN.get(model_type, {}) | options))
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
+    keys = SHAPE | experts | OWN.get(model_type, {}) | options
+    if model_type == "gpt_neox":  # its configuration has no such key
+        del keys["num_key_value_heads"]
+    stock = keys.pop("attn_implementation", None)
+    config = AutoConfig.for_model(model_type, **keys)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=stock).eval()
     return model
 
 
@@ -84,8 +98,10 @@ def _close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=ROUNDING * max(1.0, scale))
 
 
-def test_within_the_window_it_is_the_stock_model(model: PreTrainedModel) -> None:
+@pytest.mark.parametrize("stock", ["sdpa", "eager"])
+def test_within_the_window_it_is_the_stock_model(model: PreTrainedModel, stock: str) -> None:
     """To the bit: whole, padded, in pieces, and generated."""
+    model.set_attn_implementation(stock)
     ids, mask = padded([13, 21])
 
     def everything() -> list[Tensor]:
@@ -132,6 +148,41 @@ def test_rows_pieces_and_implementations_agree(model: PreTrainedModel, name: str
     _close(logits(model, ids, attention_mask=mask)[mask.bool()], batch[mask.bool()])
 
 
+@pytest.mark.parametrize("length", [20, 50])
+def test_layers_that_run_again_have_their_own_pass(model: PreTrainedModel, length: int) -> None:
+    """Gradient checkpointing, with another forward pass before the backward pass."""
+    ids = tokens(2, length)
+
+    def gradient() -> Tensor:
+        model.zero_grad()
+        loss = model(ids, labels=ids, use_cache=False).loss
+        model(ids[:, :9], use_cache=False)
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    put(model, "dpi", CHUNKS).train()
+    expected = gradient()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    found = gradient()
+    assert float((found - expected).norm()) < 1e-4 * float(expected.norm())
+
+
+def test_losses_are_those_of_the_models_own_logits(model: PreTrainedModel) -> None:
+    """Whatever a family does to logits behind its head."""
+    ids = tokens(2, 50)
+    expected = -logits(model, ids)[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    torch.testing.assert_close(token_losses(model, ids, 7), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_only_models_with_one_plan_replay_decoding(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local layers refuse static caches, and layers without positions have a plan of their own."""
+    monkeypatch.setattr(decoding, "can_record", lambda device: True)
+    monkeypatch.setattr(decoding.api, "choose", lambda *args: "triton")
+    put(model)
+    one_plan = LOCAL not in kinds_of_layers(model.config) and model.config.model_type != "smollm3"
+    assert replays_decoding(model, 50) == one_plan
+
+
 def test_a_method_changes_something(model: PreTrainedModel) -> None:
     ids = tokens(1, 77)
     stock = logits(model, ids)
@@ -146,6 +197,21 @@ def test_families_that_cannot_work_are_refused_with_the_reason(model_type: str) 
     method = build_method("dpi", CHUNKS)
     with pytest.raises(ValueError, match=rf"model_type is '{model_type}' \(.*\); methods can be installed on llama"):
         check_config(AutoConfig.for_model(model_type), method)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "said"),
+    [
+        ("exaone4", {"sliding_window": 16, "layer_types": MIXED}, r"exaone4' with sliding_window = 16"),
+        ("exaone4", {"sliding_window": 16}, r"exaone4' with sliding_window = 16"),
+        ("gemma", {"use_bidirectional_attention": True}, r"use_bidirectional_attention is set"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, r"use_bidirectional_attention is set"),
+    ],
+)
+def test_configurations_that_cannot_work(model_type: str, options: dict[str, Any], said: str) -> None:
+    config = AutoConfig.for_model(model_type, **(SHAPE | OWN[model_type] if model_type in OWN else SHAPE) | options)
+    with pytest.raises(ValueError, match=said):
+        check_config(config, build_method("dpi", CHUNKS))
 
 
 def test_a_static_cache_of_a_model_with_local_layers() -> None:
