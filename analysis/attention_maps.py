@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 import torch
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
@@ -137,6 +137,12 @@ def thumbnail(attention: Tensor, cells: int) -> Tensor:
     return small[0]
 
 
+def logit_thumbnail(logits: Tensor, cells: int) -> Tensor:
+    """The same of logits: the mean of those entries of a square that are seen, NaN where none is."""
+    seen = logits.isfinite()
+    return thumbnail(logits.where(seen, 0.0), cells) / thumbnail(seen.to(logits), cells)
+
+
 # Of the ratio between two maps.
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -182,15 +188,32 @@ CELLS = 96
 
 def draw_maps(maps: Mapping[str, Tensor], window: int) -> Figure:
     """Maps (T, T) of methods on one logarithmic scale of probability. Beyond the dashed lines i or i − j passes W."""
-    figure, axes = panels(len(maps), 4, (2.75, 2.85), (0.9, 0.2), ("key j, tokens", "query i, tokens"))
     small = {name: thumbnail(attention, CELLS).cpu() for name, attention in maps.items()}
-    seen = next(iter(small.values()))
-    values = seen[seen > 0]
-    norm = LogNorm(float(values.quantile(0.02)), float(values.quantile(0.995)))
-    for axis, name in zip(axes, maps, strict=True):
-        length = maps[name].shape[-1]
-        masked = small[name].masked_fill(small[name] == 0, float("nan"))
-        image = axis.imshow(masked, extent=(0, length, length, 0), norm=norm, cmap=MAP, interpolation="nearest")
+    small = {name: cells.masked_fill(cells == 0, math.nan) for name, cells in small.items()}
+    lengths = {name: attention.shape[-1] for name, attention in maps.items()}
+    return _draw(small, lengths, window, LogNorm, "attention probability, mean over heads and layers")
+
+
+def draw_logit_maps(maps: Mapping[str, Tensor], window: int) -> Figure:
+    """Maps (T, T) of methods' mean logits on one linear scale, with the same lines as `draw_maps`."""
+    small = {name: logit_thumbnail(logits, CELLS).cpu() for name, logits in maps.items()}
+    lengths = {name: logits.shape[-1] for name, logits in maps.items()}
+    return _draw(small, lengths, window, Normalize, "attention logit, mean over heads and layers")
+
+
+def _draw(
+    small: Mapping[str, Tensor], lengths: Mapping[str, int], window: int, scale: type[Normalize], label: str
+) -> Figure:
+    """A panel per method. small: thumbnails, NaN where nothing is. lengths: T of the maps. scale: of the colours."""
+    figure, axes = panels(len(small), 4, (2.75, 2.85), (0.9, 0.2), ("key j, tokens", "query i, tokens"))
+    cells = next(iter(small.values()))
+    values = cells[cells.isfinite()]
+    norm = scale(float(values.quantile(0.02)), float(values.quantile(0.995)))
+    for axis, name in zip(axes, small, strict=True):
+        length = lengths[name]
+        image = axis.imshow(
+            small[name].numpy(), extent=(0, length, length, 0), norm=norm, cmap=MAP, interpolation="nearest"
+        )
         axis.plot([0, length - window], [window, length], color=WINDOW_COLOUR, linewidth=1, linestyle=DASHES)
         axis.plot([0, window], [window, window], color=WINDOW_COLOUR, linewidth=1, linestyle=DASHES)
         axis.set_xlim(0, length)
@@ -204,7 +227,7 @@ def draw_maps(maps: Mapping[str, Tensor], window: int) -> Figure:
         axis.set_title(style.label, fontsize=10, color=style.colour)
         axis.tick_params(labelsize=8)
     bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.015, extend="both")
-    bar.set_label("attention probability, mean over heads and layers")
+    bar.set_label(label)
     return figure
 
 

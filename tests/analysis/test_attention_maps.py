@@ -19,6 +19,8 @@ from analysis.attention_maps import (
     by_distance,
     distance_groups,
     draw_differences,
+    draw_logit_maps,
+    logit_thumbnail,
     mean_attention,
     mean_logits,
     row_entropy,
@@ -149,6 +151,29 @@ def test_a_thumbnail_holds_means() -> None:
     assert small.shape == (3, 3)
     assert small[0, 0] == whole[:2, :2].mean()
     assert small[2, 2] == whole[4, 4]
+
+
+def test_a_thumbnail_of_logits_holds_means_of_what_is_seen() -> None:
+    logits = torch.arange(16.0).reshape(4, 4).masked_fill(torch.ones(4, 4).triu(1).bool(), -math.inf)
+    small = logit_thumbnail(logits, 2)
+    assert small[0, 0] == (0 + 4 + 5) / 3
+    assert small[1, 0] == (8 + 9 + 12 + 13) / 4
+    assert small[1, 1] == (10 + 14 + 15) / 3
+    assert small[0, 1].isnan()
+
+
+def test_logit_maps_share_the_originals_scale() -> None:
+    """A panel per method; every method's colours are on the scale of the first."""
+    causal = torch.ones(40, 40).triu(1).bool()
+    maps = {name: torch.full((40, 40), value).masked_fill(causal, -math.inf) for name, value in
+            (("repro_original", -3.0), ("dpi", 2.0))}  # fmt: skip
+    maps["repro_original"][20:] -= 2
+    figure = draw_logit_maps(maps, window=16)
+    images = [axis.images[0] for axis in figure.axes if axis.images]
+    assert [image.get_clim() for image in images[:2]] == [(-5.0, -3.0)] * 2
+    cells = images[1].get_array()
+    assert cells is not None
+    assert float(cells[39, 0]) == 2.0
 
 
 SCRIPT = """
