@@ -25,8 +25,8 @@ from tests.test_readme import README, section
 REPLACED = {
     "local_window=1024": "local_window=128",
     "max_position_embeddings=4096": "max_position_embeddings=512",
-    ":17_500": ":2_000",
-    "17_500:35_000": "2_000:4_000",
+    ":18_000": ":2_000",
+    "18_000:36_000": "2_000:4_000",
 }
 """In Python. `smollm2-135m` is a copy of the embedded model with a chat template."""
 
