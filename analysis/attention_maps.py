@@ -1,18 +1,18 @@
-"""Attention probabilities averaged over heads and layers, and how methods' differ from the original's.
+"""Attention probabilities and logits averaged over heads and layers, and how methods' differ from the original's.
 
 `output_attentions=True` holds [layer, batch, head, q, k] at once: 30 layers of 9 heads at 8,192 tokens are 72 GB. Here
-the probabilities of a block of queries are formed, layer by layer while the model runs in O(n) memory, and added up:
-the memory is that of the average.
+those of a block of queries are formed, layer by layer while the model runs in O(n) memory, and added up: the memory is
+that of the average.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 import torch
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
@@ -21,12 +21,12 @@ from transformers import PreTrainedModel
 
 from analysis.pictures import panels
 from models.DPI.attention.bands import Plan
-from models.DPI.attention.reference import probabilities_of
+from models.DPI.attention.reference import masked_logits_of, probabilities_of
 from models.DPI.patches.Llama import observe
 from tasks.pictures.style import DASHES, MAP, WINDOW_COLOUR, mark_window, new_figure, style_of, tidy
 
 BLOCK = 256
-"""Queries whose probabilities exist at a time, for all heads of one layer."""
+"""Queries whose probabilities or logits exist at a time, for all heads of one layer."""
 
 
 def mean_attention(
@@ -44,9 +44,39 @@ def mean_attention(
     Returns (B, T, T) fp32 on the model's device: rows sum to 1 and are 0 above the diagonal; rows of padding are 0.
     Raises ValueError if the model has no method.
     """
+    return _mean(probabilities_of, 0.0, model, input_ids, attention_mask, block, progress)
+
+
+def mean_logits(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    block: int = BLOCK,
+    progress: bool = False,
+) -> Tensor:
+    """The average over layers and heads of the logits, which the softmax of each head gets: scaled, with noise.
+
+    Arguments and errors as of `mean_attention`.
+    Returns (B, T, T) fp32 on the model's device: -inf where a query does not see a key, which is above the diagonal
+    and where either is padding.
+    """
+    return _mean(masked_logits_of, -math.inf, model, input_ids, attention_mask, block, progress)
+
+
+def _mean(
+    measure: Callable[..., Tensor],
+    unseen: float,
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    block: int,
+    progress: bool,
+) -> Tensor:
+    """The average of what `measure` finds of each head, (B, H, block, n) at a time; `unseen` where it finds nothing."""
     layers = model.config.num_hidden_layers
     with tqdm(total=layers, unit="layer", leave=False, disable=not progress) as bar:
-        average = _Sum(block, bar)
+        average = _Sum(measure, unseen, block, bar)
         with observe(model, average), torch.no_grad():
             model.base_model(input_ids, attention_mask=attention_mask, use_cache=False)
     assert average.total is not None
@@ -54,16 +84,19 @@ def mean_attention(
 
 
 class _Sum:
-    """The observer: adds the probabilities of a layer's heads to one map."""
+    """The observer: adds what is measured of a layer's heads to one map."""
 
-    def __init__(self, block: int, bar: tqdm) -> None:
+    def __init__(self, measure: Callable[..., Tensor], unseen: float, block: int, bar: tqdm) -> None:
+        self.measure = measure
+        self.unseen = unseen
         self.block = block
         self.bar = bar
         self.total: Tensor | None = None
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, plan: Plan, scaling: float) -> None:
+        first_layer = self.total is None
         if self.total is None:
-            self.total = torch.zeros(query.shape[0], query.shape[2], key.shape[2], device=query.device)
+            self.total = torch.full((len(query), query.shape[2], key.shape[2]), self.unseen, device=query.device)
         for row in plan.rows:
             members = list(row.rows)
             q, k = query[members], key[members, :, row.left : row.left + row.length]
@@ -73,7 +106,7 @@ class _Sum:
                 for first in range(segment.first, segment.last, self.block):
                     last = min(first + self.block, segment.last)
                     at = slice(first - past, last - past)
-                    part = probabilities_of(
+                    part = self.measure(
                         q[:, :, at],
                         k,
                         segment,
@@ -83,7 +116,11 @@ class _Sum:
                         rows=slice(first - segment.first, last - segment.first),
                     )  # (B, H, block, n)
                     seen = slice(row.left, row.left + part.shape[-1])
-                    self.total[members, at, seen] += part.sum(1, dtype=torch.float32)
+                    of_heads = part.sum(1, dtype=torch.float32)
+                    if first_layer:
+                        self.total[members, at, seen] = of_heads
+                    else:
+                        self.total[members, at, seen] += of_heads
         self.bar.update()
 
 
@@ -98,6 +135,12 @@ def thumbnail(attention: Tensor, cells: int) -> Tensor:
     side = -(-attention.shape[-1] // cells)
     small: Tensor = torch.nn.functional.avg_pool2d(attention[None], side, ceil_mode=True)
     return small[0]
+
+
+def logit_thumbnail(logits: Tensor, cells: int) -> Tensor:
+    """The same of logits: the mean of those entries of a square that are seen, NaN where none is."""
+    seen = logits.isfinite()
+    return thumbnail(logits.where(seen, 0.0), cells) / thumbnail(seen.to(logits), cells)
 
 
 # Of the ratio between two maps.
@@ -145,15 +188,32 @@ CELLS = 96
 
 def draw_maps(maps: Mapping[str, Tensor], window: int) -> Figure:
     """Maps (T, T) of methods on one logarithmic scale of probability. Beyond the dashed lines i or i − j passes W."""
-    figure, axes = panels(len(maps), 4, (2.75, 2.85), (0.9, 0.2), ("key j, tokens", "query i, tokens"))
     small = {name: thumbnail(attention, CELLS).cpu() for name, attention in maps.items()}
-    seen = next(iter(small.values()))
-    values = seen[seen > 0]
-    norm = LogNorm(float(values.quantile(0.02)), float(values.quantile(0.995)))
-    for axis, name in zip(axes, maps, strict=True):
-        length = maps[name].shape[-1]
-        masked = small[name].masked_fill(small[name] == 0, float("nan"))
-        image = axis.imshow(masked, extent=(0, length, length, 0), norm=norm, cmap=MAP, interpolation="nearest")
+    small = {name: cells.masked_fill(cells == 0, math.nan) for name, cells in small.items()}
+    lengths = {name: attention.shape[-1] for name, attention in maps.items()}
+    return _draw(small, lengths, window, LogNorm, "attention probability, mean over heads and layers")
+
+
+def draw_logit_maps(maps: Mapping[str, Tensor], window: int) -> Figure:
+    """Maps (T, T) of methods' mean logits on one linear scale, with the same lines as `draw_maps`."""
+    small = {name: logit_thumbnail(logits, CELLS).cpu() for name, logits in maps.items()}
+    lengths = {name: logits.shape[-1] for name, logits in maps.items()}
+    return _draw(small, lengths, window, Normalize, "attention logit, mean over heads and layers")
+
+
+def _draw(
+    small: Mapping[str, Tensor], lengths: Mapping[str, int], window: int, scale: type[Normalize], label: str
+) -> Figure:
+    """A panel per method. small: thumbnails, NaN where nothing is. lengths: T of the maps. scale: of the colours."""
+    figure, axes = panels(len(small), 4, (2.75, 2.85), (0.9, 0.2), ("key j, tokens", "query i, tokens"))
+    cells = next(iter(small.values()))
+    values = cells[cells.isfinite()]
+    norm = scale(float(values.quantile(0.02)), float(values.quantile(0.995)))
+    for axis, name in zip(axes, small, strict=True):
+        length = lengths[name]
+        image = axis.imshow(
+            small[name].numpy(), extent=(0, length, length, 0), norm=norm, cmap=MAP, interpolation="nearest"
+        )
         axis.plot([0, length - window], [window, length], color=WINDOW_COLOUR, linewidth=1, linestyle=DASHES)
         axis.plot([0, window], [window, window], color=WINDOW_COLOUR, linewidth=1, linestyle=DASHES)
         axis.set_xlim(0, length)
@@ -167,7 +227,7 @@ def draw_maps(maps: Mapping[str, Tensor], window: int) -> Figure:
         axis.set_title(style.label, fontsize=10, color=style.colour)
         axis.tick_params(labelsize=8)
     bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.015, extend="both")
-    bar.set_label("attention probability, mean over heads and layers")
+    bar.set_label(label)
     return figure
 
 

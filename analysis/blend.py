@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from models.DPI.attention.tables import Frequencies, rotate
+from models.DPI.help_funcs import attention_score_approximate
 from models.DPI.methods.dpi import DPI
 from tasks.pictures.style import new_figure, tidy
 
@@ -24,10 +25,9 @@ def interpolated_logits(q: Tensor, k: Tensor, query: Tensor, key: Tensor, freque
 
     query: (N,) integer positions; key: (N,) fractional ones. In fp64, as the products of complex numbers.
     """
-    weight = key.ceil() - key
     upper = _logit(q, k, query - key.ceil(), frequencies)
     lower = _logit(q, k, query - key.floor(), frequencies)
-    return (1 - weight) * upper + weight * lower
+    return attention_score_approximate(upper, lower, key)
 
 
 def blended_logits(q: Tensor, k: Tensor, query: Tensor, key: Tensor, frequencies: Frequencies) -> Tensor:

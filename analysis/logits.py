@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from analysis.blend import pair_products
 from models.DPI.attention.bands import Plan
+from models.DPI.help_funcs import attention_score_approximate
 from models.DPI.methods.dpi import DPI
 from models.DPI.patches.Llama import observe
 from tasks.pictures.style import mark_window, new_figure, tidy
@@ -77,7 +78,8 @@ def overshoot(pairs: Pairs, distances: Tensor, weight: float, inv_freq: Tensor) 
     fractional = logit_curves(pairs, distances + weight, inv_freq)
     highest, lowest = torch.maximum(upper, lower), torch.minimum(upper, lower)
     beyond = (fractional - highest).clamp(min=0) + (lowest - fractional).clamp(min=0)
-    return Overshoot(fractional, (1 - weight) * upper + weight * lower, beyond)
+    key = -(distances.double() + weight)  # with the query at 0
+    return Overshoot(fractional, attention_score_approximate(upper, lower, key), beyond)
 
 
 FRACTIONAL = "#0072B2"

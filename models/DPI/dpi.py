@@ -7,13 +7,14 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from models.DPI.config_mapping import split_config
 from models.DPI.loading import load
 from models.DPI.methods import build_method
 
 
 def get_model_and_tokenizer(
     model_name: str,
-    config: PreTrainedConfig | None,
+    config: PreTrainedConfig | Mapping[str, Any] | None,
     method: str,
     params: Mapping[str, Any] | None,
     max_position_embeddings: int | None = None,
@@ -29,7 +30,8 @@ def get_model_and_tokenizer(
     """Load a model and let it attend as a method says.
 
     model_name: a Hugging Face id, a local folder, or a short name (`smollm2-135m`, `tiny`).
-    config: the model's configuration; None reads it from the model.
+    config: the model's configuration; None reads it from the model. An experiment's table (a mapping, as read from
+        TOML) gives `ori_max_position_embeddings` and `max_pe` where the arguments for them are None.
     method, params: a name of `models.DPI.methods.METHODS` and its parameters.
     max_position_embeddings: W, the window in tokens; None takes the configuration's.
     dtype: bf16 on a GPU and fp32 on a CPU unless given.
@@ -38,17 +40,18 @@ def get_model_and_tokenizer(
     seed: of the noise. device_map, tp_plan: as in transformers, for models that need several cards.
 
     Raises ValueError, before any weight is loaded, if a parameter is unknown, missing or out of its bounds, or the
-    model is not supported.
+    model is not supported; TypeError if `config` is something else.
     """
+    model_config, window, target = split_config(config, max_position_embeddings, target_length)
     return load(
         model_name,
-        config,
+        model_config,
         method,
         params,
-        max_position_embeddings,
+        window,
         dtype=dtype,
         device=device,
-        target_length=target_length,
+        target_length=target,
         attn_impl=attn_impl,
         stock_attention="sdpa",
         seed=seed,

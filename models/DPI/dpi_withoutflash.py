@@ -7,12 +7,13 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from models.DPI.config_mapping import split_config
 from models.DPI.loading import load
 
 
 def get_model_and_tokenizer(
     model_name: str,
-    config: PreTrainedConfig | None,
+    config: PreTrainedConfig | Mapping[str, Any] | None,
     method: str,
     params: Mapping[str, Any] | None,
     max_position_embeddings: int | None = None,
@@ -28,15 +29,16 @@ def get_model_and_tokenizer(
 
     Call the model with `output_attentions=True` for the probabilities of each layer, (B, H, T, N).
     """
+    model_config, window, target = split_config(config, max_position_embeddings, target_length)
     return load(
         model_name,
-        config,
+        model_config,
         method,
         params,
-        max_position_embeddings,
+        window,
         dtype=dtype,
         device=device,
-        target_length=target_length,
+        target_length=target,
         attn_impl="reference",
         stock_attention="eager",
         seed=seed,

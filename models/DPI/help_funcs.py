@@ -1,4 +1,4 @@
-"""Positions of GALI, under the names that the paper's README gives (section 3.1 of the paper)."""
+"""Positions and interpolation of GALI, under the names that the paper's README gives (its sections 3.1 to 3.3)."""
 
 import torch
 from torch import Tensor
@@ -58,6 +58,17 @@ def construct_new_pi(length: int, window: int, local_window: int) -> Tensor:
     index = torch.arange(length)
     tail = index - (length - window if length > window else 0)
     return torch.where(index < head, index.double() / s, tail.double()).float()
+
+
+def attention_score_approximate(score_at_ceil: Tensor, score_at_floor: Tensor, key_positions: Tensor) -> Tensor:
+    """The paper's interpolated score (equations 4 to 6): (1 - w_j) score_at_ceil + w_j score_at_floor.
+
+    score_at_ceil, score_at_floor: (..., N), scores of queries with keys at ceil(p_j) and at floor(p_j), both integer
+    distances from the query at ceil(p_i). key_positions: p_j, (N,) or broadcastable; w_j = ceil(p_j) - p_j.
+    Returns (..., N). The attention kernels get the same from one score, by a blended key (`attention/tables.py`).
+    """
+    weight = key_positions.ceil() - key_positions
+    return (1 - weight) * score_at_ceil + weight * score_at_floor
 
 
 def _ceil_div(a: Tensor, b: Tensor | int) -> Tensor:

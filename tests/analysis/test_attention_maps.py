@@ -19,14 +19,20 @@ from analysis.attention_maps import (
     by_distance,
     distance_groups,
     draw_differences,
+    draw_logit_maps,
+    logit_thumbnail,
     mean_attention,
+    mean_logits,
     row_entropy,
     thumbnail,
 )
 from models.DPI import dpi, dpi_withoutflash
+from models.DPI.attention.bands import Plan
+from models.DPI.methods import build_method
 from models.DPI.methods.dpi import DPI
 from models.DPI.methods.selfextend import SelfExtend
-from models.DPI.patches.Llama import uninstall
+from models.DPI.patches.Llama import install, installed_method, observe, uninstall
+from tests.models.DPI import oracle
 
 ROOT = Path(__file__).resolve().parents[2]
 WINDOW, LENGTH = 32, 77
@@ -62,6 +68,46 @@ def test_equals_the_materialised_model(folder: Path, method: str, params: dict[s
     found = mean_attention(lean, ids, block=19)
     assert found.shape == (2, LENGTH, LENGTH)
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("method", "params"), [entry for entry in METHODS if "noise_type" not in entry[1]])
+def test_logits_are_those_of_every_pair(folder: Path, method: str, params: dict[str, Any]) -> None:
+    """Each head's by the formulas, from queries and keys of the layers; averaged; -inf where nothing is seen."""
+    ids = torch.randint(3, 101, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    model, _ = dpi.get_model_and_tokenizer(str(folder), None, method, params, WINDOW, device="cpu")
+    built = installed_method(model)
+    assert built is not None
+    terms = oracle.terms(built, WINDOW, 0, LENGTH)
+    layers: list[torch.Tensor] = []
+
+    def form(layer: int, query: torch.Tensor, key: torch.Tensor, plan: Plan, scaling: float) -> None:
+        inv_freq = oracle.inv_freq_of(list(plan.rows[0].segments))
+        layers.append(oracle.logits(query.double(), key.double(), inv_freq, terms, scaling))  # (B, H, T, N)
+
+    with observe(model, form), torch.no_grad():
+        model.base_model(ids)
+    found = mean_logits(model, ids, block=19)
+    seen = oracle.causal_mask(0, LENGTH)
+    expected = torch.stack(layers).mean((0, 2)).float()
+    torch.testing.assert_close(found[:, seen], expected[:, seen], atol=2e-4, rtol=0)
+    assert (found[:, ~seen] == -math.inf).all()
+
+
+@pytest.mark.parametrize(("method", "params"), METHODS)
+def test_one_heads_logits_give_its_probabilities(
+    make_model: Callable[..., PreTrainedModel], method: str, params: dict[str, Any]
+) -> None:
+    """With noise and padding too: padding is not seen, and the softmax of what is left is the map."""
+    model = make_model(window=WINDOW, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+    install(model, build_method(method, params, WINDOW), WINDOW)
+    ids = torch.randint(3, 101, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, :21] = 0
+    logits = mean_logits(model, ids, mask, block=16)
+    real = mask[:, :, None] * mask[:, None] == 1
+    assert torch.equal(logits > -math.inf, real & oracle.causal_mask(0, LENGTH))
+    found = logits.softmax(-1).nan_to_num(0)  # of a row that sees nothing
+    torch.testing.assert_close(found, mean_attention(model, ids, mask, block=16), atol=2e-6, rtol=0)
 
 
 def test_within_the_window(folder: Path) -> None:
@@ -105,6 +151,29 @@ def test_a_thumbnail_holds_means() -> None:
     assert small.shape == (3, 3)
     assert small[0, 0] == whole[:2, :2].mean()
     assert small[2, 2] == whole[4, 4]
+
+
+def test_a_thumbnail_of_logits_holds_means_of_what_is_seen() -> None:
+    logits = torch.arange(16.0).reshape(4, 4).masked_fill(torch.ones(4, 4).triu(1).bool(), -math.inf)
+    small = logit_thumbnail(logits, 2)
+    assert small[0, 0] == (0 + 4 + 5) / 3
+    assert small[1, 0] == (8 + 9 + 12 + 13) / 4
+    assert small[1, 1] == (10 + 14 + 15) / 3
+    assert small[0, 1].isnan()
+
+
+def test_logit_maps_share_the_originals_scale() -> None:
+    """A panel per method; every method's colours are on the scale of the first."""
+    causal = torch.ones(40, 40).triu(1).bool()
+    maps = {name: torch.full((40, 40), value).masked_fill(causal, -math.inf) for name, value in
+            (("repro_original", -3.0), ("dpi", 2.0))}  # fmt: skip
+    maps["repro_original"][20:] -= 2
+    figure = draw_logit_maps(maps, window=16)
+    images = [axis.images[0] for axis in figure.axes if axis.images]
+    assert [image.get_clim() for image in images[:2]] == [(-5.0, -3.0)] * 2
+    cells = images[1].get_array()
+    assert cells is not None
+    assert float(cells[39, 0]) == 2.0
 
 
 SCRIPT = """

@@ -18,10 +18,10 @@ def test_a_curve_is_what_rotating_both_gives() -> None:
     distances = torch.tensor([0.0, 1.0, 2.5, 40.0])
     found = logit_curves(Pairs(q, k, torch.zeros(5), 0.25), distances, frequencies.inv_freq)
     key_at = torch.full((5,), 11.0)
-    turned_k = rotate(k, *frequencies.tables(key_at, k.device))
+    rotated_k = rotate(k, *frequencies.tables(key_at, k.device))
     for nth, distance in enumerate(distances.tolist()):
-        turned_q = rotate(q, *frequencies.tables(key_at + distance, q.device))
-        torch.testing.assert_close(found[:, nth], 0.25 * (turned_q * turned_k).sum(-1), atol=1e-5, rtol=0)
+        rotated_q = rotate(q, *frequencies.tables(key_at + distance, q.device))
+        torch.testing.assert_close(found[:, nth], 0.25 * (rotated_q * rotated_k).sum(-1), atol=1e-5, rtol=0)
 
 
 def test_pairs_are_a_query_and_an_earlier_key_of_its_own_head(make_model: Callable[..., PreTrainedModel]) -> None:

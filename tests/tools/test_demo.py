@@ -1,7 +1,12 @@
 """The demo's table: what the results folder has, by method in their usual order."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -11,7 +16,8 @@ from models.DPI.methods.original import Original
 from pipeline import store
 from tasks import get_task
 from tasks.errors import UserError
-from tools.demo import NEEDLE_LENGTHS, PERPLEXITY_LENGTHS, TASKS, commands, summary
+from tools import demo
+from tools.demo import NEEDLE_LENGTHS, PERPLEXITY_LENGTHS, TASKS, commands, environment, summary
 
 
 def scored(results: Path, task_name: str, method: str, result: object) -> None:
@@ -78,3 +84,32 @@ def test_commands_score_and_collect_every_task(tmp_path: Path) -> None:
     for script in ("eval.py", "collect_results.py"):
         tasks = [command[2] for command in typed if command[0] == script]
         assert tasks == list(TASKS)
+
+
+def test_no_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5}, raising=False)
+    code = "import torch; print(torch.get_num_threads())"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert environment()["OMP_NUM_THREADS"] == "7"
+
+
+def test_time_and_text_are_said_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+
+    def fails(command: list[str], **options: Any) -> SimpleNamespace:
+        said.append(" ".join(capsys.readouterr().out.split()))
+        assert options["env"] == environment()
+        return SimpleNamespace(returncode=3)
+
+    monkeypatch.setattr(subprocess, "run", fails)
+    monkeypatch.setattr(sys, "argv", ["demo"])
+    with pytest.raises(SystemExit, match="3"):
+        demo.main()
+    assert len(said) == 1
+    assert "about two minutes on two cores" in said[0]
+    assert "Python's documentation" in said[0]

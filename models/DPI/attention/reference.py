@@ -54,10 +54,25 @@ def probabilities_of(
     layer: int = 0,
     rows: slice = slice(None),
 ) -> Tensor:
-    """Softmax over the union of a segment's bands.
+    """Softmax over the union of a segment's bands, in q's dtype. See `masked_logits_of`."""
+    logits = masked_logits_of(q, k, segment, scaling=scaling, noise=noise, layer=layer, rows=rows)
+    return logits.softmax(-1).to(q.dtype)
+
+
+def masked_logits_of(
+    q: Tensor,
+    k: Tensor,
+    segment: Segment,
+    *,
+    scaling: float,
+    noise: Noise | None = None,
+    layer: int = 0,
+    rows: slice = slice(None),
+) -> Tensor:
+    """What the softmax gets: scaled logits with noise, -inf where a query does not see a key.
 
     q: (B, H, T, D), those queries of the segment that `rows` picks; k: (B, Hkv, N, D), keys from 0 on.
-    Returns (B, H, T, n) in q's dtype, n the keys that these queries see at most.
+    Returns (B, H, T, n), fp32 or wider, n the keys that these queries see at most.
     """
     logits, covered = logits_of(q, k, segment, scaling=scaling, rows=rows)
     if noise is not None and segment.noise_std is not None:
@@ -71,8 +86,7 @@ def probabilities_of(
                 noisy |= inside if band.noise_period == EVERY_KEY else inside & (keys % band.noise_period != 0)
         std = segment.noise_std[rows].to(q.device)
         logits = noise_module.apply(noise, logits, covered, noisy, std, layer, queries, keys)
-    logits = logits.masked_fill(~covered, float("-inf"))
-    return logits.softmax(-1).to(q.dtype)
+    return logits.masked_fill(~covered, float("-inf"))
 
 
 def logits_of(

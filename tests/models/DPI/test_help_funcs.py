@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.DPI.help_funcs import construct_new_pi, get_chunk_size_list, squeeze
+from models.DPI.help_funcs import attention_score_approximate, construct_new_pi, get_chunk_size_list, squeeze
 from tests.models.DPI import oracle
 from tests.models.DPI.oracle import chunk_ends, gali_positions
 
@@ -104,3 +104,11 @@ def test_chunks_reach_the_window_and_then_follow_chunk_coe(
 )
 def test_chunks_by_hand(length: int, window: int, chunk_coe: int | float, past: int, sizes: list[int]) -> None:
     assert get_chunk_size_list(length, window, chunk_coe, past) == sizes
+
+
+def test_scores_are_interpolated_by_the_distance_to_the_ceiling() -> None:
+    """Keys at 2 (an integer: its own score), 2 1/4 and 2 1/2, seen by two queries."""
+    at_ceil = torch.tensor([[8.0, 8.0, 8.0], [0.0, 4.0, -2.0]])
+    at_floor = torch.tensor([[0.0, 4.0, 6.0], [9.0, 0.0, 2.0]])
+    found = attention_score_approximate(at_ceil, at_floor, torch.tensor([2.0, 2.25, 2.5]))
+    assert found.tolist() == [[8.0, 5.0, 7.0], [0.0, 1.0, 0.0]]

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from models.DPI.attention import reference
 from models.DPI.attention.noise import draw
+from models.DPI.attention.tables import rotate
+from models.DPI.help_funcs import attention_score_approximate, construct_new_pi, get_chunk_size_list
 from models.DPI.methods import METHODS, build_method
 from tests.models.DPI import oracle
 
@@ -41,6 +43,35 @@ def test_every_method_is_its_two_logit_form(name: str, data: st.DataObject, head
     assert p.shape == (2, heads[0], length - past, length)
     torch.testing.assert_close(p.sum(-1), torch.ones_like(p[..., 0]))
     assert not p[..., ~oracle.causal_mask(past, length)].any()
+
+
+@pytest.mark.parametrize(("chunk_coe", "local_window"), [(1, 5), (9, 5), (0.4, 3), (40, 2)])
+def test_logits_are_those_of_the_papers_functions(chunk_coe: int | float, local_window: int) -> None:
+    """Chunk by chunk: positions of all tokens so far, two scores at integer distances, the score between them."""
+    window, length, scaling = 16, 61, 0.4
+    method = build_method("dpi", {"chunk_coe": chunk_coe, "local_window": local_window}, window)
+    rope = oracle.rope(window)
+    q, k, _ = tensors(6, 0, length, heads=2)
+    logits = torch.full((2, 2, length, length), float("nan"), dtype=torch.float64)
+    for segment in method.segments(rope, 0, length):
+        part, covered = reference.logits_of(q[:, :, segment.first : segment.last], k, segment, scaling=scaling)
+        logits[:, :, segment.first : segment.last, : part.shape[-1]] = part.masked_fill(~covered, float("nan"))
+
+    def rotated(x: Tensor, positions: Tensor) -> Tensor:
+        return rotate(x, *rope.frequencies.tables(positions, x.device))
+
+    past = 0
+    for size in get_chunk_size_list(length, window, chunk_coe):
+        end = past + size
+        p = construct_new_pi(end, window, local_window).double()
+        queries = rotated(q[:, :, past:end], p[past:].ceil())
+        at_ceil, at_floor = (queries @ rotated(k[:, :, :end], at).mT * scaling for at in (p.ceil(), p.floor()))
+        expected = attention_score_approximate(at_ceil, at_floor, p)
+        seen = oracle.causal_mask(past, end)
+        found = logits[:, :, past:end, :end]
+        torch.testing.assert_close(found[..., seen], expected[..., seen], rtol=0, atol=1e-5)
+        assert found[..., ~seen].isnan().all()
+        past = end
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "uniform"])

@@ -1,0 +1,48 @@
+"""What `get_model_and_tokenizer` may get as its `config`: a model's configuration, or an experiment's table."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
+
+WINDOW_KEY, TARGET_KEY = "ori_max_position_embeddings", "max_pe"
+
+
+def split_config(
+    config: Config | Mapping[str, Any] | None, window: int | None, target_length: int | None
+) -> tuple[Config | None, int | None, int | None]:
+    """The model's configuration, window and target length, in tokens.
+
+    config: an experiment's table, as `pred.py` reads it from TOML, gives window and target where those are None. Its
+    other keys are not refused: the model, method and parameters are arguments of their own, and what belongs to a
+    benchmark does not concern a model. A configuration of transformers, or None, passes as it is.
+    Raises ValueError for a window or target that is no positive integer and for a model's configuration as a mapping,
+    TypeError for anything else.
+    """
+    if not isinstance(config, Mapping):
+        if config is None or hasattr(config, "model_type"):
+            return config, window, target_length
+        raise TypeError(
+            f"config is a {type(config).__name__}; give transformers' configuration, an experiment's table (a mapping "
+            f"with {WINDOW_KEY} and {TARGET_KEY}), or None for the model's own"
+        )
+    if "model_type" in config:
+        raise ValueError(
+            f"config is a mapping with model_type = {config['model_type']!r}, a model's configuration; give it as "
+            "transformers' object, AutoConfig.for_model(**config)"
+        )
+    if window is None:
+        window = _tokens(config, WINDOW_KEY)
+    if target_length is None:
+        target_length = _tokens(config, TARGET_KEY)
+    return None, window, target_length
+
+
+def _tokens(config: Mapping[str, Any], key: str) -> int | None:
+    """A key's number of tokens; None where the key is absent."""
+    value = config.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"config: {key} is {value!r}; it must be a positive integer, in tokens")
+    return value
