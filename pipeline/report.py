@@ -48,9 +48,9 @@ def read_experiment(folder: Path, task: Task) -> Experiment:
         status.append("every record failed")
     config = run["config"] if run else {}
     return Experiment(
-        name=folder.name,
-        method=config.get("method"),
-        model=config.get("model"),
+        name=printable(folder.name),
+        method=None if config.get("method") is None else printable(config["method"]),
+        model=None if config.get("model") is None else printable(config["model"]),
         window=run["window"] if run else None,
         target=config.get("max_pe"),
         params=config.get("params", {}),
@@ -64,7 +64,7 @@ def _columns(folder: Path, task: Task, file: str, results: Mapping[str, Any]) ->
     """The scores of a result file. Raises `UserError`, from the error itself, where it has another shape."""
     try:
         found = task.columns(file, results)
-        return {name: Score(*_numbers(score)) for name, score in found.items()}
+        return {printable(name): Score(*_numbers(score)) for name, score in found.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         said = f"{type(error).__name__}: {error}"
         raise UserError(f"{str(folder / file)!r} has not the shape that {task.name} writes ({said})") from error
@@ -153,7 +153,7 @@ def columns_of(experiments: Iterable[Experiment]) -> list[str]:
     found = dict.fromkeys(
         name for experiment in experiments for scores in experiment.scores.values() for name in scores
     )
-    if all(name.isdigit() for name in found):
+    if all(name.isdecimal() for name in found):
         return sorted(found, key=int)
     return list(found)
 
@@ -174,14 +174,14 @@ def write_excel(path: Path, experiments: Sequence[Experiment], task: Task, colum
         for file in present or [RESULT_FILE]:
             name = file.removesuffix(".json")
             table = _excel_table(experiments, task, file, columns)
-            table.rename(columns=printable).map(_printable_cell).to_excel(writer, sheet_name=name, index=False)
+            table.to_excel(writer, sheet_name=name, index=False)
             _as_text(writer.sheets[name])
             writer.sheets[name].freeze_panes = "B2"
             writer.sheets[name].column_dimensions["A"].width = 34
 
 
-def _printable_cell(value: Any) -> Any:
-    """A cell's value; a text, or what will be written as one, with what Excel refuses escaped."""
+def _parameter(value: Any) -> Any:
+    """A parameter as a cell: a number, or a text without what Excel refuses."""
     return value if value is None or isinstance(value, int | float) else printable(str(value))
 
 
@@ -200,7 +200,7 @@ def _excel_table(experiments: Sequence[Experiment], task: Task, file: str, colum
     rows = [scores_of(experiment, task, file, columns) for experiment in experiments]
     table: dict[str, list[Any]] = {name: [head[name] for head in heads] for name in HEAD}
     for name in sorted({name for experiment in experiments for name in experiment.params}):
-        table[name] = [experiment.params.get(name) for experiment in experiments]
+        table[printable(name)] = [_parameter(experiment.params.get(name)) for experiment in experiments]
     for name in _shown(columns, rows):
         scores = [row[name] for row in rows]
         table[name] = [None if score is None else score.score for score in scores]
