@@ -34,8 +34,8 @@ def main(argv: list[str]) -> int:
     experiments, problems = read_experiments(folders, task)
     if problems and len(folders) == 1:
         raise problems[0]
-    for error in problems:
-        logger.error("%s", error)
+    for problem in problems:
+        logger.error("%s", problem)
     console = Console(soft_wrap=True)
     for path in write_collection(experiments, task, out) if experiments else ():
         console.print(printable(str(path)), highlight=False, markup=False)

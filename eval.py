@@ -42,8 +42,8 @@ def main(argv: list[str]) -> int:
         console.print(printable(shorten(store.read_json(folder / "result.json"))), highlight=False, markup=False)
     bad = [error for error in problems if not isinstance(error, NothingPredictedError)]
     if bad and arguments.exp == "all":
-        for error in problems:
-            logger.error("%s", error)
+        for problem in problems:
+            logger.error("%s", problem)
         logger.error("%d of %d experiments could not be scored", len(problems), len(folders))
         return EXIT_BAD_EXPERIMENT
     if problems:

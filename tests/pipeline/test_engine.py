@@ -70,7 +70,7 @@ def spoiled(token: int) -> ModelEngine:
     """An engine whose model gives NaN from the first place on where `token` is read."""
     model = tiny_model()
     with torch.no_grad():
-        model.get_input_embeddings().weight[token] = float("nan")
+        model.model.embed_tokens.weight[token] = float("nan")
     return ModelEngine(model, word_tokenizer())
 
 

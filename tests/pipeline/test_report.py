@@ -270,7 +270,8 @@ def test_a_result_of_another_shape_is_named(tmp_path: Path, task: Task, content:
     with pytest.raises(UserError, match=r"dpi-x/result\.json' has not the shape that") as error:
         collect(tmp_path, task)
     assert error.value.__cause__ is not None
-    for detail in ([], {"run": 3}):
+    details: tuple[object, ...] = ([], {"run": 3})
+    for detail in details:
         store.write_json(tmp_path / task.folder / "dpi-x/result_detail.json", detail)
         with pytest.raises(UserError, match=r"result_detail\.json'"):
             collect(tmp_path, task)

@@ -311,15 +311,20 @@ def test_what_no_file_can_hold_is_a_failed_record(tmp_path: Path, value: object)
     assert run(FakeTask(), tmp_path)["one"] == Outcome(5, 0, 0)
 
 
-@pytest.mark.parametrize("line", [{"pred": "a \ud800 b", "final_len": 1}, ValueError("no \udcff here")])
-def test_a_lone_surrogate_ends_as_predicted_or_failed(tmp_path: Path, line: Line | Exception) -> None:
-    failed = int(isinstance(line, Exception))
-    assert run(Odd(line), tmp_path)["one"] == Outcome(5, failed, 0)
-    found = store.read_lines(tmp_path / "one.jsonl")[1]
-    assert found == ({"id": "1", "error": "ValueError: no \udcff here"} if failed else {"id": "1", **dict(line)})  # type: ignore[call-overload]
+def test_a_prediction_with_a_lone_surrogate_is_kept(tmp_path: Path) -> None:
+    assert run(Odd({"pred": "a \ud800 b"}), tmp_path)["one"] == Outcome(5, 0, 0)
+    assert store.read_lines(tmp_path / "one.jsonl")[1] == {"id": "1", "pred": "a \ud800 b"}
     task = FakeTask()
     run(task, tmp_path)
-    assert task.predicted == (["one/1", "two/1"] if failed else [])
+    assert task.predicted == []
+
+
+def test_an_error_with_a_lone_surrogate_is_kept_and_its_record_runs_again(tmp_path: Path) -> None:
+    assert run(Odd(ValueError("no \udcff here")), tmp_path)["one"] == Outcome(5, 1, 0)
+    assert store.read_lines(tmp_path / "one.jsonl")[1] == {"id": "1", "error": "ValueError: no \udcff here"}
+    task = FakeTask()
+    run(task, tmp_path)
+    assert task.predicted == ["one/1", "two/1"]
 
 
 def test_a_lone_surrogate_in_an_id_does_not_run_again(tmp_path: Path) -> None:

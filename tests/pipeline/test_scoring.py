@@ -152,7 +152,7 @@ def test_a_line_of_another_shape_is_named_with_file_line_and_field(tmp_path: Pat
 
 
 def test_what_is_mended_or_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    lines = [
+    lines: list[Line] = [
         {"id": "0", "pred": 3, "error": None},
         {"id": "1", "pred": None},
         {"id": "2", "pred": 1, "answers": "Paris"},
