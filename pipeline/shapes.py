@@ -46,17 +46,14 @@ class RunShape(_Shape):
     versions: dict[str, Any] = Field(default_factory=dict)
 
 
-Texts = list[str | int | float]
-
-
 class LineShape(_Shape):
     """A line of a prediction file. `pred` is a text in every benchmark here; toys may have numbers."""
 
     id: str | int | None = None
     error: str | None = None
     pred: str | int | float | None = None
-    answers: Texts | str | None = None
-    all_classes: Texts | None = None
+    answers: list[str] | str | None = None
+    all_classes: list[str] | None = None
     length: int | float | None = None
     prefill_len: NonNegativeInt | None = None
     final_len: NonNegativeInt | None = None
