@@ -7,7 +7,7 @@ import logging
 from rich.console import Console
 
 from pipeline import store
-from pipeline.cli import EXIT_BAD_EXPERIMENT, EXIT_DONE, add_task_option, make_parser, run_script
+from pipeline.cli import EXIT_BAD_EXPERIMENT, EXIT_DONE, add_task_option, complain, make_parser, run_script
 from pipeline.report import read_experiments, write_collection
 from pipeline.text import printable
 from tasks import get_task
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     if problems and len(folders) == 1:
         raise problems[0]
     for problem in problems:
-        logger.error("%s", problem)
+        complain(problem, argv)
     console = Console(soft_wrap=True)
     for path in write_collection(experiments, task, out) if experiments else ():
         console.print(printable(str(path)), highlight=False, markup=False)

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from pipeline import store
-from pipeline.cli import EXIT_BAD_EXPERIMENT, EXIT_DONE, add_task_option, make_parser, run_script
+from pipeline.cli import EXIT_BAD_EXPERIMENT, EXIT_DONE, add_task_option, complain, make_parser, run_script
 from pipeline.scoring import NothingPredictedError, score_experiment
 from pipeline.text import printable
 from tasks import get_task
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     bad = [error for error in problems if not isinstance(error, NothingPredictedError)]
     if bad and arguments.exp == "all":
         for problem in problems:
-            logger.error("%s", problem)
+            complain(problem, argv)
         logger.error("%d of %d experiments could not be scored", len(problems), len(folders))
         return EXIT_BAD_EXPERIMENT
     if problems:

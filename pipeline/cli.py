@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -97,7 +97,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
 
 
-def complain(error: UserError, argv: list[str], cause: BaseException | None = None) -> None:
+def complain(error: UserError, argv: Sequence[str], cause: BaseException | None = None) -> None:
     """Write a user's mistake as one line. What caused it, where it has a cause, goes to a log that the line names."""
     cause = cause or error.__cause__
     log = None if cause is None else _log_traceback(cause, argv)
@@ -110,7 +110,7 @@ def _fault(error: OSError) -> str:
     return f"{error.strerror or str(error) or type(error).__name__}{': ' if files else ''}{' -> '.join(files)}"
 
 
-def _log_traceback(cause: BaseException, argv: list[str]) -> Path | None:
+def _log_traceback(cause: BaseException, argv: Sequence[str]) -> Path | None:
     """Append a traceback to the log in the results folder; None where that cannot be."""
     try:
         path = make_parser("").parse_known_args(argv)[0].results / LOG_FILE

@@ -40,13 +40,15 @@ def test_a_bad_experiment_does_not_stop_the_others(place: Path, run: Run) -> Non
         "3 of 4 experiments could not be scored",
     ):
         assert said in err
-    shutil.rmtree(torn)
+    store.write_json(torn / "result.json", 3)
     code, out, err = run("collect_results", "--task", "needle")
     assert code == 3
     assert "needle.png" in out
     assert "aaa/run.json' is not valid JSON" in err
     assert "zzz/run.json' is no run record" in err
-    assert "2 of 3 experiments could not be collected" in err
+    assert "bbb/result.json' has not the shape that needle writes" in err
+    assert "(traceback in 'results/errors.log')" in err
+    assert "3 of 4 experiments could not be collected" in err
     sheet = openpyxl.load_workbook(root / "needle_dpi.xlsx").active
     assert [row[0].value for row in sheet.iter_rows(min_row=2)] == ["dpi-tiny-64-to-256"]
 
