@@ -82,7 +82,7 @@ def test_any_configuration(content: dict[str, Any]) -> None:
     ends_well(lambda: build_config({"model": "m", "method": "dpi", "exp_name": "e", **content}, "here"))
 
 
-LINES = {
+LINES: dict[str, dict[str, Any]] = {
     "needle": {"id": "a", "context_length": 1000, "depth_percent": 50.0, "answer": "1", "pred": "1"},
     "passkey_retrieval": {"id": "a", "depth_percent": 50.0, "answer": "1", "pred": "1"},
     "pg19": {"id": "a", "scored_tokens": 9, "loss_sum": 9.0, "loss_sums": {"1024": 9.0}},
