@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 from rich.console import Console
 
 from pipeline import store
-from pipeline.cli import EXIT_DONE, add_task_option, make_parser, run_script
-from pipeline.report import collect
+from pipeline.cli import EXIT_BAD_EXPERIMENT, EXIT_DONE, add_task_option, complain, make_parser, run_script
+from pipeline.report import read_experiments, write_collection
+from pipeline.text import printable
 from tasks import get_task
 from tasks.errors import UserError
+
+logger = logging.getLogger("collect_results")
 
 
 def main(argv: list[str]) -> int:
@@ -26,9 +31,17 @@ def main(argv: list[str]) -> int:
         folders = [out]
         if not out.is_dir() or not store.belongs_to(out, task):
             raise UserError(f"{str(out)!r} is no experiment of task {task.name!r}; pred.py writes them")
+    experiments, problems = read_experiments(folders, task)
+    if problems and len(folders) == 1:
+        raise problems[0]
+    for problem in problems:
+        complain(problem, argv)
     console = Console(soft_wrap=True)
-    for path in collect(folders, task, out):
-        console.print(str(path), highlight=False, markup=False)
+    for path in write_collection(experiments, task, out) if experiments else ():
+        console.print(printable(str(path)), highlight=False, markup=False)
+    if problems:
+        logger.error("%d of %d experiments could not be collected", len(problems), len(folders))
+        return EXIT_BAD_EXPERIMENT
     return EXIT_DONE
 
 

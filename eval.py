@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 from rich.console import Console
 
 from pipeline import store
-from pipeline.cli import EXIT_DONE, add_task_option, make_parser, run_script
-from pipeline.scoring import score_experiment
+from pipeline.cli import EXIT_BAD_EXPERIMENT, EXIT_DONE, add_task_option, complain, make_parser, run_script
+from pipeline.scoring import NothingPredictedError, score_experiment
+from pipeline.text import printable
 from tasks import get_task
 from tasks.errors import UserError
+
+logger = logging.getLogger("eval")
 
 
 def main(argv: list[str]) -> int:
@@ -30,12 +34,18 @@ def main(argv: list[str]) -> int:
     for folder in folders:
         try:
             progress = score_experiment(folder, task)
-        except UserError as error:  # one experiment that has nothing yet must not keep the others from their scores
+        except UserError as error:  # one bad experiment must not keep the others from their scores
             problems.append(error)
             continue
         note = f" ({progress.describe()})" if progress.describe() else ""
-        console.print(f"{folder / 'result.json'}{note}", highlight=False, markup=False)
-        console.print(shorten(store.read_json(folder / "result.json")), highlight=False, markup=False)
+        console.print(printable(f"{folder / 'result.json'}{note}"), highlight=False, markup=False)
+        console.print(printable(shorten(store.read_json(folder / "result.json"))), highlight=False, markup=False)
+    bad = [error for error in problems if not isinstance(error, NothingPredictedError)]
+    if bad and arguments.exp == "all":
+        for problem in problems:
+            complain(problem, argv)
+        logger.error("%d of %d experiments could not be scored", len(problems), len(folders))
+        return EXIT_BAD_EXPERIMENT
     if problems:
         others = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{others}")
@@ -44,7 +54,7 @@ def main(argv: list[str]) -> int:
 
 def shorten(result: Any) -> str:
     """A result for the terminal: its beginning, if it is long."""
-    text = json.dumps(result, ensure_ascii=False)
+    text = json.dumps(result, ensure_ascii=False, allow_nan=False)
     return text if len(text) <= 600 else f"{text[:600]} ..."
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline import sweep
 from pipeline.cli import EXIT_DONE, EXIT_FAILED_RECORDS, make_parser, run_script
 from pipeline.config import ExperimentConfig, apply_overrides, build_config, read_toml
+from pipeline.text import printable
 from tasks.errors import UserError
 
 logger = logging.getLogger("pred")
@@ -33,7 +35,8 @@ def list_experiments(experiments: list[ExperimentConfig], console: Console) -> N
     for cfg in experiments:
         params = ", ".join(f"{key}={value}" for key, value in cfg.params.items())
         window = str(cfg.options.ori_max_position_embeddings or "model's")
-        table.add_row(cfg.exp_name, cfg.task, cfg.model, cfg.method, window, str(cfg.options.max_pe), params)
+        cells = (cfg.exp_name, cfg.task, cfg.model, cfg.method, window, str(cfg.options.max_pe), params)
+        table.add_row(*(escape(printable(cell)) for cell in cells))
     console.print(table)
     console.print(f"{len(experiments)} experiments")
 

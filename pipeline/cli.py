@@ -1,26 +1,41 @@
 """What the three scripts share: options, logging, and how a user's mistake ends.
 
-Exit codes: 0 done, 2 a mistake of the user (one line on stderr, nothing overwritten), 3 some records failed.
+Exit codes: 0 done, 2 a mistake of the user or a fault of the disk (one line on stderr, nothing
+overwritten), 3 some records failed or some experiments are bad, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import logging
+import os
+import shlex
+import signal
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 from typing_extensions import override
 
+from pipeline.files import encoded, open_to_write
+from pipeline.text import PrintableFormatter, printable
 from tasks import task_names
 from tasks.errors import UserError
 
 EXIT_DONE = 0
 EXIT_USER_ERROR = 2
 EXIT_FAILED_RECORDS = 3
+EXIT_BAD_EXPERIMENT = 3
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+LOG_FILE = "errors.log"
+"""In the results folder: tracebacks of what ended a run with one line."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,18 +61,64 @@ def add_task_option(parser: argparse.ArgumentParser) -> None:
 
 def run_script(main: Callable[[list[str]], int]) -> NoReturn:
     """Run a script's main function with the command line and exit with its code."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("httpx", "urllib3", "filelock", "matplotlib"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if "--verbose" in sys.argv:
         logging.getLogger().setLevel(logging.DEBUG)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         with logging_redirect_tqdm():
             code = main(sys.argv[1:])
     except UserError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        complain(error, sys.argv[1:])
+        code = EXIT_USER_ERROR
+    except OSError as error:  # a full disk, a folder that is gone or may not be written
+        complain(UserError(_fault(error)), sys.argv[1:], cause=error)
         code = EXIT_USER_ERROR
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from here\n")
-        code = 130
+        code = EXIT_INTERRUPTED
+    except Terminated:
+        sys.stderr.write("terminated; the same command goes on from here\n")
+        code = EXIT_TERMINATED
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(code)
+
+
+class Terminated(BaseException):
+    """SIGTERM, which ends a run as Ctrl-C does."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def complain(error: UserError, argv: Sequence[str], cause: BaseException | None = None) -> None:
+    """Write a user's mistake as one line. What caused it, where it has a cause, goes to a log that the line names."""
+    cause = cause or error.__cause__
+    log = None if cause is None else _log_traceback(cause, argv)
+    where = f" (traceback in {str(log)!r})" if log is not None else ""
+    sys.stderr.write(f"error: {printable(' '.join(str(error).split()))}{printable(where)}\n")
+
+
+def _fault(error: OSError) -> str:
+    files = [repr(str(name)) for name in (error.filename, error.filename2) if name is not None]
+    return f"{error.strerror or str(error) or type(error).__name__}{': ' if files else ''}{' -> '.join(files)}"
+
+
+def _log_traceback(cause: BaseException, argv: Sequence[str]) -> Path | None:
+    """Append a traceback to the log in the results folder; None where that cannot be."""
+    try:
+        path = make_parser("").parse_known_args(argv)[0].results / LOG_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        text = "".join(traceback.format_exception(cause))
+        with open_to_write(path, os.O_APPEND) as file:
+            file.write(encoded(f"{now} {shlex.join(argv)}\n{text}\n"))
+    except (OSError, UserError):
+        return None
+    return Path(path)

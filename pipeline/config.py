@@ -68,6 +68,7 @@ class ExperimentConfig(BaseModel):
     attn_impl: str = "auto"
     device_map: str | dict[str, int | str] | None = None
     tp_plan: str | None = None
+    trust_remote_code: Annotated[bool, Field(strict=True)] = Field(False, description="run a model's own Python files")
 
     options: SerializeAsAny[Options] = Field(description="the benchmark's own, an instance of its `Options`")
 
@@ -121,7 +122,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             return tomllib.load(file)
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and deep nesting
         raise UserError(f"{str(path)!r} is not valid TOML: {error}") from None
 
 
@@ -150,7 +151,7 @@ def _parse_value(text: str) -> Any:
     """A TOML value, or the text itself."""
     try:
         return tomllib.loads(f"value = {text.strip()}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         return text.strip()
 
 

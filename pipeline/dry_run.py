@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.config import ExperimentConfig
 from pipeline.model_loader import read_model_config, read_tokenizer, resolve_dtype
 from pipeline.runner import select_datasets, select_records
+from pipeline.text import printable
 from tasks import get_task
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def count_prompts(cfg: ExperimentConfig) -> list[PromptCount]:
     """Records and prompt lengths of every data set of an experiment."""
     task = get_task(cfg.task)
     chosen = {dataset: select_records(task, cfg, dataset) for dataset in select_datasets(task, cfg)}
-    tokenizer = read_tokenizer(cfg.model)
+    tokenizer = read_tokenizer(cfg.model, trust_remote_code=cfg.trust_remote_code)
     return [
         PromptCount(
             dataset,
@@ -81,7 +83,8 @@ def estimate_memory(config: PreTrainedConfig, tokens: int, bytes_per_number: int
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    parameters = sum(p.numel() for p in model.parameters())
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * tokens
     # The MLP's gate, up and product, and the residual with its normalised copy.
@@ -101,7 +104,7 @@ def show(cfg: ExperimentConfig, window: int, console: Console) -> None:
     """Print what one experiment would do. window: W in tokens."""
     counts = count_prompts(cfg)
     console.print(
-        f"[bold]{cfg.exp_name}[/bold]: {cfg.task} with {cfg.method} on {cfg.model}, "
+        f"[bold]{escape(cfg.exp_name)}[/bold]: {cfg.task} with {escape(cfg.method)} on {escape(printable(cfg.model))}, "
         f"window {window:,}, target {cfg.options.max_pe:,} tokens",
         highlight=False,
     )
@@ -114,7 +117,8 @@ def show(cfg: ExperimentConfig, window: int, console: Console) -> None:
     longest = max(max(count.prompt_tokens) for count in counts)
     dtype = resolve_dtype(cfg)
     name = str(dtype).removeprefix("torch.")
-    memory = estimate_memory(read_model_config(cfg.model), longest, dtype.itemsize)
+    config = read_model_config(cfg.model, trust_remote_code=cfg.trust_remote_code)
+    memory = estimate_memory(config, longest, dtype.itemsize)
     console.print(
         f"memory for {longest:,} tokens in {name}: about {memory.total / GIB:.2f} GiB (weights "
         f"{memory.weights / GIB:.2f}, keys and values {memory.cache / GIB:.2f}, "

@@ -41,6 +41,7 @@ class ModelEngine(Engine):
         arguments: dict[str, Any] = {"min_new_tokens": min_new_tokens} if min_new_tokens else {}
         if replays_decoding(self.model, len(ids)):
             arguments["cache_implementation"] = "static"
+        watch = FiniteLogits()
         output = self.model.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
@@ -53,8 +54,10 @@ class ModelEngine(Engine):
             top_k=None,
             eos_token_id=sorted({*self._end_token_ids, *stop_token_ids}),
             pad_token_id=self._end_token_ids[0] if self._end_token_ids else 0,
+            logits_processor=[watch],
             **arguments,
         )
+        watch.check(len(ids))
         new = output[0, len(ids) :]
         text = self.tokenizer.decode(new, skip_special_tokens=True)
         return Generation(str(text), len(ids), len(new))
@@ -62,7 +65,49 @@ class ModelEngine(Engine):
     @override
     def token_losses(self, input_ids: Sequence[int], slice_tokens: int) -> Tensor:
         ids = torch.tensor([list(input_ids)], device=self.model.device)  # (1, T)
-        return token_losses(self.model, ids, slice_tokens)[0]
+        losses = token_losses(self.model, ids, slice_tokens)[0]
+        check_losses(losses)
+        return losses
+
+
+class FiniteLogits:
+    """A logits processor of transformers that watches the logits of new tokens, for a batch of one; it changes none.
+
+    Single logits of -inf, which hold a token back, are in order. The largest one must be finite.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is seen yet."""
+        self._largest: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Keep the largest logit, on its device: to read it here would stop the GPU at every token."""
+        self._largest.append(scores.amax())  # NaN if any is NaN
+        return scores
+
+    def check(self, prompt_tokens: int) -> None:
+        """Raise `FloatingPointError` with the position of the first token whose logits are not finite."""
+        if not self._largest:
+            return
+        largest = torch.stack(self._largest)
+        wrong = (~largest.isfinite()).nonzero()
+        if len(wrong):
+            step = int(wrong[0])
+            raise FloatingPointError(
+                f"the logits for the token at position {prompt_tokens + step} (new token {step}) are not finite:"
+                f" the largest is {float(largest[step])}"
+            )
+
+
+def check_losses(losses: Tensor) -> None:
+    """Raise `FloatingPointError` with the position of the first loss that is not finite. losses: of tokens 1 …."""
+    wrong = (~losses.isfinite()).nonzero()
+    if len(wrong):
+        first = int(wrong[0])
+        raise FloatingPointError(
+            f"the loss of the token at position {first + 1} is {float(losses[first])}"
+            f" ({len(wrong)} of {len(losses)} losses are not finite)"
+        )
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

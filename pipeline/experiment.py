@@ -59,6 +59,8 @@ def run_experiment(
         if workers.is_main:
             if overwrite:
                 store.clear(folder)
+            else:
+                check_resumable(folder, task, cfg)  # another run may have begun since
             before = store.read_run(folder) if store.has_predictions(folder) else None
             record = run_record(cfg, window, workers.processes, records, before)
             store.write_json(folder / store.RUN_FILE, record)
@@ -80,6 +82,7 @@ def check_resumable(folder: Path, task: Task, cfg: ExperimentConfig) -> None:
     if not store.has_predictions(folder):
         return
     old = without_other_tasks(run["config"], task)
+    old.setdefault("trust_remote_code", False)  # records of version 0.1 do not say
     before = {key: value for key, value in old.items() if key not in cfg.may_change()}
     found = list(store.differences(before, cfg.resumable_form()))
     if found:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+    from models.DPI.short_names import Source
     from pipeline.engine import ModelEngine
 
 logger = logging.getLogger(__name__)
@@ -24,42 +25,54 @@ T = TypeVar("T")
 # What decides whether a loaded model serves the next experiment of a sweep too.
 ENGINE_KEYS = {
     "model", "method", "params", "max_pe", "ori_max_position_embeddings",
-    "seed", "dtype", "device", "attn_impl", "device_map", "tp_plan",
+    "seed", "dtype", "device", "attn_impl", "device_map", "tp_plan", "trust_remote_code",
 }  # fmt: skip
 
 
-def read_model_config(model: str) -> PreTrainedConfig:
+def read_model_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The model's configuration; no weights are read. Raises `UserError`."""
     from transformers import AutoConfig
 
-    config: PreTrainedConfig = _read(model, AutoConfig)
+    config: PreTrainedConfig = _read(model, AutoConfig, trust_remote_code)
     return config
 
 
-def read_tokenizer(model: str) -> PreTrainedTokenizerBase:
+def read_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises `UserError`."""
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = _read(model, AutoTokenizer)
+    tokenizer: PreTrainedTokenizerBase = _read(model, AutoTokenizer, trust_remote_code)
     return tokenizer
 
 
-def _read(model: str, kind: Any) -> Any:
+def _read(model: str, kind: Any, trust_remote_code: bool) -> Any:
     """What one of transformers' Auto classes reads of a model."""
+    source = _resolve(model)
+    # False and not left out: transformers then asks, and a "y" on standard input would run a model's own Python.
+    return _friendly(
+        model,
+        lambda: kind.from_pretrained(source.folder, **source.options, trust_remote_code=trust_remote_code),
+    )
+
+
+def _resolve(model: str) -> Source:
+    """Where a model is. A name that is none is the user's mistake, which needs no traceback."""
     from models.DPI.loading import resolve
 
-    def read() -> Any:
-        source = resolve(model)
-        return kind.from_pretrained(source.folder, **source.options)
-
-    return _friendly(model, read)
+    try:
+        return resolve(model)
+    except ValueError as error:
+        raise UserError(_said(model, error)) from None
 
 
 def resolve_window(cfg: ExperimentConfig) -> int:
     """W: what the configuration says, else the model's own."""
     if cfg.options.ori_max_position_embeddings is not None:
         return cfg.options.ori_max_position_embeddings
-    return int(read_model_config(cfg.model).max_position_embeddings)
+    from models.DPI.loading import window_of
+
+    config = read_model_config(cfg.model, trust_remote_code=cfg.trust_remote_code)
+    return _friendly(cfg.model, lambda: window_of(config))
 
 
 def resolve_dtype(cfg: ExperimentConfig) -> torch.dtype:
@@ -122,15 +135,25 @@ class EngineLoader:
                 device_map=cfg.device_map,
                 tp_plan=cfg.tp_plan,
                 seed=cfg.options.seed,
+                trust_remote_code=cfg.trust_remote_code,
             ),
         )
         return ModelEngine(model, tokenizer)
 
 
 def _friendly(model: str, load: Callable[[], T]) -> T:
-    """What `load` returns; what the hub, the disk or a check complains about becomes one line."""
+    """What `load` returns. Whatever ends it becomes one line: a model's files can be wrong in any way.
+
+    The `UserError` has the error itself as its cause, whose traceback `pipeline.cli` keeps: it may be a bug of ours.
+    """
     try:
         return load()
-    except (OSError, ValueError, ImportError) as error:
-        text = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"cannot load the model {model!r}: {text[0]}") from None
+    except Exception as error:
+        raise UserError(_said(model, error)) from error
+
+
+def _said(model: str, error: Exception) -> str:
+    """The first line of what an error says, with its kind where that does not go without saying."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    kind = "" if text and isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
+    return f"cannot load the model {model!r}: {kind}{text}"

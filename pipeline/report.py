@@ -8,14 +8,16 @@ and how they look is the benchmark's (`tasks/base.py`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from openpyxl.worksheet.worksheet import Worksheet
 
 from pipeline import store
 from pipeline.scoring import measure, read_predictions
+from pipeline.text import markdown_cell, printable
 from tasks.base import Task
 from tasks.errors import UserError
 from tasks.results import COMPLETE, DETAIL_FILE, NO_RUN_RECORD, RESULT_FILE, Experiment, Score
@@ -31,26 +33,49 @@ def read_experiment(folder: Path, task: Task) -> Experiment:
     run = store.read_run(folder)
     files = dict.fromkeys([*task.result_files, DETAIL_FILE])
     results = {name: store.read_json(folder / name) for name in files if (folder / name).exists()}
+    detail = results.get(DETAIL_FILE, {})
+    if not isinstance(detail, dict) or not isinstance(detail.get("run", {}), dict):
+        raise UserError(f"{str(folder / DETAIL_FILE)!r}: it, or its 'run', is no JSON object; run eval.py again")
     progress = measure(run, read_predictions(folder))
     status = [progress.describe() if run else NO_RUN_RECORD]
     if RESULT_FILE not in results:
         status.append("not scored")
     else:
-        scored = results.get(DETAIL_FILE, {}).get("run", {}).get("predicted", progress.predicted)
+        scored = detail.get("run", {}).get("predicted", progress.predicted)
         if scored != progress.predicted:
             status.append(f"scored at {scored}")
+    if progress.failed and not progress.predicted:
+        status.append("every record failed")
     config = run["config"] if run else {}
     return Experiment(
-        name=folder.name,
-        method=config.get("method"),
-        model=config.get("model"),
+        name=printable(folder.name),
+        method=None if config.get("method") is None else printable(config["method"]),
+        model=None if config.get("model") is None else printable(config["model"]),
         window=run["window"] if run else None,
         target=config.get("max_pe"),
         params=config.get("params", {}),
         status=", ".join(part for part in status if part) or COMPLETE,
         results=results,
-        scores={file: task.columns(file, results) for file in task.result_files if file in results},
+        scores={file: _columns(folder, task, file, results) for file in task.result_files if file in results},
     )
+
+
+def _columns(folder: Path, task: Task, file: str, results: Mapping[str, Any]) -> dict[str, Score]:
+    """The scores of a result file. Raises `UserError`, from the error itself, where it has another shape."""
+    try:
+        found = task.columns(file, results)
+        return {printable(name): Score(*_numbers(score)) for name, score in found.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise UserError(f"{str(folder / file)!r} has not the shape that {task.name} writes ({said})") from error
+
+
+def _numbers(score: Score) -> tuple[float | None, float | None, int | None]:
+    """A score's three values. Raises `TypeError` for one that is no number."""
+    for value in (score.score, score.stderr, score.count):
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise TypeError(f"{value!r} is no number")
+    return score.score, score.stderr, score.count
 
 
 def is_ours(experiment: Experiment) -> bool:
@@ -58,12 +83,28 @@ def is_ours(experiment: Experiment) -> bool:
     return experiment.method == OUR_METHOD if experiment.method is not None else OUR_METHOD in experiment.name
 
 
+def read_experiments(folders: Sequence[Path], task: Task) -> tuple[list[Experiment], list[UserError]]:
+    """The experiments that can be read, and what is wrong with the others."""
+    experiments, problems = [], []
+    for folder in folders:
+        try:
+            experiments.append(read_experiment(folder, task))
+        except UserError as error:
+            problems.append(error)
+    return experiments, problems
+
+
 def collect(folders: Sequence[Path], task: Task, out: Path) -> list[Path]:
     """Write tables and the picture of experiments into the folder `out`; returns the files.
 
-    Raises `UserError` if none of them is scored.
+    Raises `UserError` if none of them is scored, or one cannot be read.
     """
-    experiments = sorted((read_experiment(folder, task) for folder in folders), key=_order)
+    return write_collection([read_experiment(folder, task) for folder in folders], task, out)
+
+
+def write_collection(experiments: Sequence[Experiment], task: Task, out: Path) -> list[Path]:
+    """`collect` for experiments that are read already."""
+    experiments = sorted(experiments, key=_order)
     scored = [experiment for experiment in experiments if experiment.result is not None]
     if not scored:
         names = ", ".join(experiment.name for experiment in experiments[:5])
@@ -84,12 +125,18 @@ def collect(folders: Sequence[Path], task: Task, out: Path) -> list[Path]:
 
 def _draw(experiments: Sequence[Experiment], task: Task, path: Path) -> list[Path]:
     """The benchmark's picture, where it has one."""
-    figure = task.draw(experiments)
+    drawn = [experiment for experiment in experiments if experiment.scores.get(RESULT_FILE)]
+    for experiment in experiments:
+        if experiment not in drawn:
+            logger.warning("%s has no scores (%s); it is left out of the picture", experiment.name, experiment.status)
+    figure = task.draw(drawn) if drawn else None
     if figure is None:
         return []
     from tasks.pictures.style import save  # with matplotlib, which only pictures need
 
-    return [save(figure, path)]
+    with store.replacing(path) as file:
+        save(figure, file)
+    return [path]
 
 
 def _order(experiment: Experiment) -> tuple[Any, ...]:
@@ -106,7 +153,7 @@ def columns_of(experiments: Iterable[Experiment]) -> list[str]:
     found = dict.fromkeys(
         name for experiment in experiments for scores in experiment.scores.values() for name in scores
     )
-    if all(name.isdigit() for name in found):
+    if all(name.isdecimal() for name in found):
         return sorted(found, key=int)
     return list(found)
 
@@ -126,9 +173,25 @@ def write_excel(path: Path, experiments: Sequence[Experiment], task: Task, colum
     with store.replacing(path) as target, pd.ExcelWriter(target, engine="openpyxl") as writer:
         for file in present or [RESULT_FILE]:
             name = file.removesuffix(".json")
-            _excel_table(experiments, task, file, columns).to_excel(writer, sheet_name=name, index=False)
+            table = _excel_table(experiments, task, file, columns)
+            table.to_excel(writer, sheet_name=name, index=False)
+            _as_text(writer.sheets[name])
             writer.sheets[name].freeze_panes = "B2"
             writer.sheets[name].column_dimensions["A"].width = 34
+
+
+def _parameter(value: Any) -> Any:
+    """A parameter as a cell: a number, or a text without what Excel refuses."""
+    return value if value is None or isinstance(value, int | float) else printable(str(value))
+
+
+def _as_text(sheet: Worksheet) -> None:
+    """Mark texts that a spreadsheet would compute as texts: names in a foreign run may begin as formulas do."""
+    for row in sheet.iter_rows():
+        for cell in row:
+            if isinstance(cell.value, str) and cell.value.startswith(("=", "+", "-", "@", "\t", "\r")):
+                cell.data_type = "s"
+                cell.quotePrefix = True
 
 
 def _excel_table(experiments: Sequence[Experiment], task: Task, file: str, columns: Sequence[str]) -> pd.DataFrame:
@@ -137,7 +200,7 @@ def _excel_table(experiments: Sequence[Experiment], task: Task, file: str, colum
     rows = [scores_of(experiment, task, file, columns) for experiment in experiments]
     table: dict[str, list[Any]] = {name: [head[name] for head in heads] for name in HEAD}
     for name in sorted({name for experiment in experiments for name in experiment.params}):
-        table[name] = [experiment.params.get(name) for experiment in experiments]
+        table[printable(name)] = [_parameter(experiment.params.get(name)) for experiment in experiments]
     for name in _shown(columns, rows):
         scores = [row[name] for row in rows]
         table[name] = [None if score is None else score.score for score in scores]
@@ -151,8 +214,8 @@ def write_markdown(path: Path, experiments: Sequence[Experiment], task: Task, co
     """All experiments in one table, scores with standard errors and without parameters, whole or not at all."""
     rows = [scores_of(experiment, task, RESULT_FILE, columns) for experiment in experiments]
     cells = [
-        {name: "" if value is None else str(value) for name, value in _head(experiment).items()}
-        | {name: _cell(row[name], task.digits) for name in _shown(columns, rows)}
+        {name: "" if value is None else markdown_cell(str(value)) for name, value in _head(experiment).items()}
+        | {markdown_cell(name): _cell(row[name], task.digits) for name in _shown(columns, rows)}
         for experiment, row in zip(experiments, rows, strict=True)
     ]
     table = pd.DataFrame(cells).to_markdown(index=False, disable_numparse=True)

@@ -112,7 +112,9 @@ def _pending(folder: Path, dataset: str, wanted: list[Record], workers: Workers)
 def predict_one(task: Task, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
     """The line of one record; if the task fails on it, a line with `error` in place of a prediction."""
     try:
-        return {"id": record["id"], **task.predict(engine, options, dataset, record)}
+        line = {"id": record["id"], **task.predict(engine, options, dataset, record)}
+        store.dump_line(line)  # what cannot stand in a file is the record's failure, not the run's end
+        return line
     except UserError:
         raise
     except Exception as error:
@@ -126,8 +128,11 @@ def free_memory() -> None:
     """Give the GPU's cached memory back, so that the record after one that ran out of memory has it all."""
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    except RuntimeError as error:  # the record's own error is the one to keep
+        logger.warning("the GPU's memory could not be given back: %s", error)
 
 
 def count(folder: Path, dataset: str, wanted: list[Record]) -> Outcome:

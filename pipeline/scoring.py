@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline import store
 from pipeline.config import ExperimentConfig, build_config, without_other_tasks
+from pipeline.shapes import check_line
 from tasks.base import Line, Task
 from tasks.errors import UserError
 from tasks.results import DETAIL_FILE
@@ -48,25 +49,30 @@ class Progress:
         return ", ".join(parts)
 
 
+class NothingPredictedError(UserError):
+    """An experiment without predictions: nothing is wrong with it, there is only nothing yet."""
+
+
 def score_experiment(folder: Path, task: Task) -> Progress:
     """Score one experiment and write its result files. Raises `UserError` where it cannot."""
     run = store.read_run(folder)
     lines = read_predictions(folder)
     if not lines:
         where = "has no prediction files" if folder.is_dir() else "does not exist"
-        raise UserError(f"experiment {str(folder)!r} {where}; pred.py writes them")
+        raise NothingPredictedError(f"experiment {str(folder)!r} {where}; pred.py writes them")
     if run is None and not task.scores_foreign:
         raise UserError(f"{str(folder)!r} has no {store.RUN_FILE}, which {task.name} needs; run pred.py")
     if run is not None and run["config"]["task"] != task.name:
         raise UserError(f"{str(folder)!r} is an experiment of task {run['config']['task']!r}, not {task.name!r}")
-    options = None if run is None else config_of_run(run, task, str(folder / store.RUN_FILE)).options
+    cfg = None if run is None else config_of_run(run, task, str(folder / store.RUN_FILE))
+    options = None if cfg is None else cfg.options
     good = {name: [line for line in found if not store.is_failed(line)] for name, found in lines.items()}
     try:
         documents = task.score(options, good)
-    except KeyError as error:
-        raise UserError(f"a line in {str(folder)!r} lacks the field {error}, which {task.name} scores") from None
+    except store.MissingField as error:
+        raise UserError(f"{error.place} lacks the field {error}, which {task.name} scores") from None
     progress = measure(run, lines)
-    documents[DETAIL_FILE] = {**documents.get(DETAIL_FILE, {}), "run": _run_summary(run, progress)}
+    documents[DETAIL_FILE] = {**documents.get(DETAIL_FILE, {}), "run": _run_summary(run, cfg, progress)}
     for name, content in documents.items():
         store.write_json(folder / name, content)
     if progress.describe():
@@ -84,9 +90,32 @@ def config_of_run(run: Mapping[str, Any], task: Task, source: str) -> Experiment
 
 def read_predictions(folder: Path) -> dict[str, list[Line]]:
     """Prediction lines by data set, one line per record. A file without lines is left out."""
-    found = {path.stem: store.best_lines(store.read_lines(path)) for path in sorted(folder.glob("*.jsonl"))
-             if not path.name.startswith(".")}  # fmt: skip
+    found = {path.stem: _read_file(path) for path in sorted(folder.glob("*.jsonl")) if not path.name.startswith(".")}
     return {name: lines for name, lines in found.items() if lines}
+
+
+def _read_file(path: Path) -> list[Line]:
+    """The lines of a prediction file, one per record, in their right shape; what was mended is said."""
+    lines = store.read_lines(path)
+    for line in lines:
+        place = line.place if isinstance(line, store.FileLine) else str(path)
+        check_line(line, place)
+        if isinstance(line.get("answers"), str):
+            logger.warning("%s: answers is a text, not a list; it is taken as the only answer", place)
+            line["answers"] = [line["answers"]]
+        if "error" in line and line["error"] is None:
+            logger.warning("%s: error is null; the line counts as %s", place, _verdict(line))
+        elif "error" not in line and store.is_failed(line):
+            logger.warning("%s: the prediction is null; the line counts as failed", place)
+    kept = store.best_lines(lines)
+    repeated = sum(not store.is_failed(line) for line in lines) - sum(not store.is_failed(line) for line in kept)
+    if repeated:
+        logger.warning("%s: %d predictions repeat the id of an earlier one and are left out", path, repeated)
+    return kept
+
+
+def _verdict(line: Line) -> str:
+    return "failed" if store.is_failed(line) else "predicted"
 
 
 def measure(run: Mapping[str, Any] | None, lines: Mapping[str, Sequence[Line]]) -> Progress:
@@ -100,15 +129,15 @@ def measure(run: Mapping[str, Any] | None, lines: Mapping[str, Sequence[Line]]) 
     return Progress(predicted, failed, sum(entry["records"] for entry in counts), limited)
 
 
-def _run_summary(run: Mapping[str, Any] | None, progress: Progress) -> dict[str, Any]:
+def _run_summary(run: Mapping[str, Any] | None, cfg: ExperimentConfig | None, progress: Progress) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "predicted": progress.predicted,
         "failed": progress.failed,
         "expected": progress.expected,
         "limited": progress.limited,
     }
-    if run is not None:
-        config = run["config"]
+    if run is not None and cfg is not None:
+        flat = cfg.flat()
         keys = ("model", "method", "params", "max_pe", "seed")
-        summary |= {key: config[key] for key in keys} | {"window": run["window"], "versions": run["versions"]}
+        summary |= {key: flat[key] for key in keys} | {"window": run["window"], "versions": run["versions"]}
     return summary

@@ -15,10 +15,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 try:
     import fcntl
@@ -26,8 +27,38 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from pipeline.config import check_exp_name
+from pipeline.files import encoded, naming, open_to_write, read_bytes, read_json, replacing, write_json, write_text
+from pipeline.shapes import check_run
 from tasks.base import Line, Task
 from tasks.errors import UserError
+
+__all__ = [
+    "Appender",
+    "FileLine",
+    "MissingField",
+    "belongs_to",
+    "best_lines",
+    "clear",
+    "differences",
+    "dump_line",
+    "experiment_folder",
+    "has_predictions",
+    "is_failed",
+    "is_prediction",
+    "list_experiments",
+    "lock",
+    "make_folder",
+    "merge",
+    "part_file",
+    "part_files",
+    "prediction_file",
+    "read_json",
+    "read_lines",
+    "read_run",
+    "replacing",
+    "write_json",
+    "write_text",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +89,19 @@ def list_experiments(results: Path, task: Task) -> list[Path]:
     found = [
         folder
         for folder in (sorted(root.iterdir()) if root.is_dir() else [])
-        if folder.is_dir() and belongs_to(folder, task)
+        if folder.is_dir() and _may_belong_to(folder, task)
     ]
     if not found:
         raise UserError(f"no experiments of {task.name!r} in {str(root)!r}; pred.py writes them")
     return found
+
+
+def _may_belong_to(folder: Path, task: Task) -> bool:
+    """`belongs_to`; true of a folder with a broken run record, so that whoever reads it names it."""
+    try:
+        return belongs_to(folder, task)
+    except UserError:
+        return True
 
 
 def belongs_to(folder: Path, task: Task) -> bool:
@@ -78,10 +117,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     path = folder / RUN_FILE
     if not path.exists():
         return None
-    run = read_json(path)
-    if not isinstance(run, dict) or not isinstance(run.get("config"), dict):
-        raise UserError(f"{str(path)!r} is no run record; remove the folder or run pred.py --overwrite")
-    return run
+    return check_run(read_json(path), repr(str(path)))
 
 
 def has_predictions(folder: Path) -> bool:
@@ -89,82 +125,99 @@ def has_predictions(folder: Path) -> bool:
     return any(path.stat().st_size for pattern in ("*.jsonl", ".part-*.jsonl") for path in folder.glob(pattern))
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises `UserError` if it is unreadable or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{str(path)!r} is not valid JSON: {error}") from None
+class FileLine(dict[str, Any]):
+    """A line that knows where it stands. A field that it lacks is a mistake in the file: `MissingField`."""
+
+    place: str = ""
+    """File and line number."""
+
+    def __missing__(self, key: str) -> Any:
+        """What a benchmark finds where it looks for a field that is not there."""
+        raise MissingField(key, self.place)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file so that it is either the old one or the whole new one."""
-    write_text(path, json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+class MissingField(KeyError):
+    """A field that a line lacks. place: file and line number."""
 
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is either the old one or the whole new one."""
-    with replacing(path) as file:
-        file.write(text.encode())
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes the place of `path` at the end; after an error `path` is as before."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    def __init__(self, key: str, place: str) -> None:
+        """See the class."""
+        super().__init__(key)
+        self.place = place
 
 
 def read_lines(path: Path, *, repair: bool = False) -> list[Line]:
-    """The lines of a prediction file.
+    """The lines of a prediction file, each a `FileLine`.
 
     A last line that was cut off is dropped and removed from the file where `repair` is true. Any other line that is
-    no JSON object, and a cut last line without `repair`, raises `UserError` and leaves the file as it is.
+    no JSON object, and a cut last line without `repair`, raises `UserError` and leaves the file as it is. A line with
+    a number that JSON does not have (NaN, infinity) is read as failed, so that its record runs again.
     """
-    data = path.read_bytes() if path.exists() else b""
+    data = read_bytes(path) if path.exists() or path.is_symlink() else b""
     lines: list[Line] = []
     position = 0
     for number, piece in enumerate(data.splitlines(keepends=True), start=1):
         position += len(piece)
         if not piece.strip():
             continue
+        place = f"{str(path)!r} line {number}"
         try:
-            line = json.loads(piece)
-            if not isinstance(line, dict):
-                raise ValueError("not a JSON object")
-        except ValueError:
+            lines.append(_parse_line(piece, place))
+        except (ValueError, RecursionError):  # also numbers of thousands of digits, and deep nesting
             last = not data[position:].strip()
             if last and repair:
                 logger.warning("%s: line %d was cut off and is removed; its record runs again", path, number)
                 _truncate(path, position - len(piece))
                 return lines
             hint = "pred.py repairs it when it goes on" if last else "restore it, or run pred.py --overwrite"
-            raise UserError(f"{str(path)!r} line {number} is no JSON object ({hint})") from None
-        lines.append(line)
+            raise UserError(f"{place} is no JSON object ({hint})") from None
     if repair and data and not data.endswith(b"\n"):
-        with path.open("ab") as file:
+        with naming(path), open_to_write(path, os.O_APPEND) as file:
             file.write(b"\n")
     return lines
 
 
+def _parse_line(piece: bytes, place: str) -> Line:
+    """A line's object. Raises `ValueError` if it is none, `UserError` if its id cannot be one."""
+    strange: list[str] = []
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            strange.append(text)
+        return value
+
+    content = json.loads(piece, parse_constant=strange.append, parse_float=number)
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    if not isinstance(content.get("id", ""), str | int):
+        raise UserError(f"{place}: id = {content['id']!r} is neither a text nor a number")
+    if strange:
+        logger.warning("%s holds %s, which is no number of JSON; it counts as failed", place, strange[0])
+        content = {key: content[key] for key in ("id",) if key in content} | {"error": f"it held {strange[0]}"}
+    line = FileLine(content)
+    line.place = place
+    return line
+
+
 def _truncate(path: Path, size: int) -> None:
-    with path.open("r+b") as file:
+    with naming(path), open_to_write(path, 0) as file:
         file.truncate(size)
         os.fsync(file.fileno())
 
 
 def is_failed(line: Mapping[str, Any]) -> bool:
-    """Whether a line holds an error instead of a prediction."""
-    return "error" in line
+    """Whether a line holds an error instead of a prediction.
+
+    A prediction that is null is none, so its line has failed too; an error that is null beside a prediction is none.
+    """
+    if line.get("error") is not None or any(line[key] is None for key in line if is_prediction(key)):
+        return True
+    return "error" in line and not line.keys() - {"id", "error"}
+
+
+def is_prediction(key: str) -> bool:
+    """Whether a field holds a predicted text: "pred", or "<model>_pred" as L-Eval's own programs call it."""
+    return key == "pred" or key.endswith("_pred")
 
 
 def prediction_file(folder: Path, dataset: str) -> Path:
@@ -215,8 +268,8 @@ def best_lines(lines: Iterable[Line]) -> list[Line]:
 
 
 def dump_line(line: Line) -> str:
-    """A line as it stands in a file."""
-    return json.dumps(line, ensure_ascii=False) + "\n"
+    """A line as it stands in a file. Raises `ValueError` for NaN and infinity, `TypeError` for what is no JSON."""
+    return encoded(json.dumps(line, ensure_ascii=False, allow_nan=False)).decode() + "\n"
 
 
 class Appender:
@@ -225,11 +278,11 @@ class Appender:
     def __init__(self, path: Path | None) -> None:
         """path: the file; it is made if it is not there."""
         self._path = path
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
 
     def __enter__(self) -> Appender:
         """Open the file."""
-        self._file = self._path.open("a", encoding="utf-8") if self._path is not None else None
+        self._file = open_to_write(self._path, os.O_APPEND) if self._path is not None else None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -239,10 +292,11 @@ class Appender:
 
     def write(self, line: Line) -> None:
         """Append one line."""
-        if self._file is not None:
-            self._file.write(dump_line(line))
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        if self._file is not None and self._path is not None:
+            with naming(self._path):
+                self._file.write(dump_line(line).encode())
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
 
 @contextlib.contextmanager
@@ -254,7 +308,7 @@ def lock(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with (folder / LOCK_FILE).open("w") as file:
+    with open_to_write(folder / LOCK_FILE, 0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

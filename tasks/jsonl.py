@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from tasks.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
+_STRICT = ConfigDict(strict=True)
+_TEXT: TypeAdapter[Any] = TypeAdapter(str, config=_STRICT)
+_TEXTS: TypeAdapter[Any] = TypeAdapter(list[str], config=_STRICT)
+SHAPES: dict[str, TypeAdapter[Any]] = {
+    **dict.fromkeys(("input", "context", "evaluation"), _TEXT),
+    **dict.fromkeys(("answers", "instructions", "outputs"), _TEXTS),
+    "all_classes": TypeAdapter(list[str] | None, config=_STRICT),
+    "length": TypeAdapter(int, config=_STRICT),
+}
+"""What the published files have in their fields."""
+
 
 def read_rows(path: Path, required: Sequence[str]) -> list[Row]:
-    """The JSON objects of a file, one per line. Raises `UserError` for a broken line or a missing field."""
+    """The JSON objects of a file, one per line.
+
+    Raises `UserError`, which names file, line and field, for a broken line and a field that is missing or of another
+    shape than in `SHAPES`.
+    """
     try:
         with path.open("rb") as file:
             return list(_parse(file, str(path), required))
@@ -64,9 +84,27 @@ def _parse(lines: Iterable[bytes], source: str, required: Sequence[str]) -> Iter
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and deep nesting
             raise UserError(f"{source!r} line {number} is not valid JSON: {error}") from None
         missing = [field for field in required if not isinstance(row, dict) or field not in row]
         if missing:
             raise UserError(f"{source!r} line {number} has no {', '.join(map(repr, missing))}")
+        _check(row, f"{source!r} line {number}")
         yield row
+
+
+def _check(row: Row, place: str) -> None:
+    """Raise `UserError` for a field of another shape. A text instead of a list of answers is the only answer."""
+    if isinstance(row.get("answers"), str):
+        logger.warning("%s: answers is a text, not a list; it is taken as the only answer", place)
+        row["answers"] = [row["answers"]]
+    for name, shape in SHAPES.items():
+        if name not in row:
+            continue
+        try:
+            shape.validate_python(row[name])
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join([name, *map(str, first["loc"])])
+            said = repr(first["input"])
+            raise UserError(f"{place}: {where} = {said[:100]}: {first['msg']}") from None

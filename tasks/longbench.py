@@ -212,15 +212,19 @@ class LongBench(Task):
     def _score_lines(self, dataset: str, lines: Sequence[Line]) -> Marks:
         if dataset not in self.all_datasets:
             raise UserError(f"{dataset!r} is no data set of {self.name} (data sets: {', '.join(self.all_datasets)})")
+        classified = dataset in _CLASSIFIED
         needed = {
             "pred",
             "answers",
-            *(("all_classes",) if dataset in _CLASSIFIED else ()),
+            *(("all_classes",) if classified else ()),
             *self._needed_to_score(),
         }
         for number, line in enumerate(lines, start=1):
             if missing := sorted(needed - line.keys()):
                 raise UserError(f"{dataset!r} prediction {number} has no {', '.join(map(repr, missing))}")
+            for field, kind in (("pred", str), ("answers", list), *((("all_classes", list),) if classified else ())):
+                if not isinstance(line[field], kind):
+                    raise UserError(f"{dataset!r} prediction {number}: {field} = {line[field]!r} is no {kind.__name__}")
         return [(line, record_score(dataset, line)) for line in lines]
 
     def _needed_to_score(self) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ def get_model_and_tokenizer(
     seed: int = 0,
     device_map: str | dict[str, Any] | None = None,
     tp_plan: str | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and let it attend as a method says.
 
@@ -38,6 +39,7 @@ def get_model_and_tokenizer(
     target_length: the longest input meant, in tokens; a method that cannot reach it is refused.
     attn_impl: how attention is computed beyond the window, see `models.DPI.attention.api`.
     seed: of the noise. device_map, tp_plan: as in transformers, for models that need several cards.
+    trust_remote_code: whether Python files that come with a model may run.
 
     Raises ValueError, before any weight is loaded, if a parameter is unknown, missing or out of its bounds, or the
     model is not supported; TypeError if `config` is something else.
@@ -57,6 +59,7 @@ def get_model_and_tokenizer(
         seed=seed,
         device_map=device_map,
         tp_plan=tp_plan,
+        trust_remote_code=trust_remote_code,
     )
 
 

@@ -24,6 +24,7 @@ def get_model_and_tokenizer(
     seed: int = 0,
     device_map: str | dict[str, Any] | None = None,
     tp_plan: str | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """As `models.DPI.dpi.get_model_and_tokenizer`, with every attention matrix formed.
 
@@ -44,4 +45,5 @@ def get_model_and_tokenizer(
         seed=seed,
         device_map=device_map,
         tp_plan=tp_plan,
+        trust_remote_code=trust_remote_code,
     )

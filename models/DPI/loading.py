@@ -1,5 +1,6 @@
 """From a name to a model with a method on it: the work behind `dpi.py` and `dpi_withoutflash.py`."""
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils.hub import cached_file
 
 from models.DPI.methods import build_method
 from models.DPI.patches.Llama import check_config, check_implementation, install
@@ -33,6 +36,7 @@ def load(
     seed: int,
     device_map: str | dict[str, Any] | None,
     tp_plan: str | None,
+    trust_remote_code: bool,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """See `models.DPI.dpi.get_model_and_tokenizer`. stock_attention: transformers' implementation within the window."""
     # What can be checked without the model, before anything is fetched.
@@ -45,7 +49,9 @@ def load(
     device = _device(device)
     dtype = _dtype(dtype, device)
     source = resolve(model_name)
-    config = AutoConfig.from_pretrained(source.folder, **source.options) if config is None else config
+    # False and not left out: transformers then asks, and a "y" on standard input would run a model's own Python.
+    options = {**source.options, "trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(source.folder, **options) if config is None else config
     window = window_of(config) if max_position_embeddings is None else max_position_embeddings
     built = build_method(method, params, window, target_length)
     check_config(config, built)
@@ -56,7 +62,9 @@ def load(
         placement["device_map"] = device_map
     # Pickled weights can run code of their own; they are not read.
     weights = {} if "gguf_file" in source.options else {"use_safetensors": True}
-    tokenizer = AutoTokenizer.from_pretrained(source.folder, **source.options)
+    if weights:
+        check_shards(source.folder)
+    tokenizer = AutoTokenizer.from_pretrained(source.folder, **options)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         source.folder,
         config=config,
@@ -65,7 +73,7 @@ def load(
         output_loading_info=True,
         **placement,
         **weights,
-        **source.options,
+        **options,
     )
     model, report = loaded
     absent = sorted(map(str, report["missing_keys"]))
@@ -82,6 +90,33 @@ def load(
         tokenizer.pad_token = tokenizer.eos_token  # batches and generation need one
     tokenizer.padding_side = "left"
     return install(model, built, window, attn_impl=attn_impl, seed=seed), tokenizer
+
+
+def check_shards(folder: str) -> None:
+    """Raise ValueError if the index of a model's shards names a file that is not safetensors: a pickle would be read.
+
+    folder: a folder or a Hugging Face id; one without such an index passes.
+    """
+    path = cached_file(
+        folder,
+        SAFE_WEIGHTS_INDEX_NAME,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None:
+        return
+    try:
+        index = json.loads(Path(path).read_text(encoding="utf-8"))
+        names = {str(name) for name in index["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"model: {path} is no index of weights (an object with 'weight_map')") from None
+    foreign = sorted(name for name in names if not name.endswith(".safetensors"))
+    if foreign:
+        raise ValueError(
+            f"model: {path} names {foreign[0]!r}, which is no safetensors file; pickled weights can run code of their "
+            "own and are not read"
+        )
 
 
 def window_of(config: PreTrainedConfig) -> int:

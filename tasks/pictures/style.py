@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -70,7 +70,10 @@ def title_of(experiment: Experiment, separator: str = "\n") -> str:
     return f"{experiment.name}{separator}({experiment.status})" if experiment.needs_mark else experiment.name
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as a PNG file."""
-    figure.savefig(path, dpi=RESOLUTION, bbox_inches="tight", facecolor="white")
-    return path
+Target = TypeVar("Target", Path, BinaryIO)
+
+
+def save(figure: Figure, target: Target) -> Target:
+    """Write a figure as PNG to a path or an open file, which is returned."""
+    figure.savefig(target, format="png", dpi=RESOLUTION, bbox_inches="tight", facecolor="white")
+    return target

@@ -64,3 +64,43 @@ def test_end_tokens_come_from_tokenizer_and_generation_configuration() -> None:
     model.generation_config.eos_token_id = None
     tokenizer.add_tokens(["<|eot_id|>"])
     assert end_token_ids(model, tokenizer) == [2, len(tokenizer) - 1]
+
+
+def spoiled(token: int) -> ModelEngine:
+    """An engine whose model gives NaN from the first place on where `token` is read."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[token] = float("nan")
+    return ModelEngine(model, word_tokenizer())
+
+
+def test_losses_that_are_not_finite_are_an_error_with_the_first_position(
+    engine: ModelEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = engine.tokenizer(PROMPT)["input_ids"]
+    assert torch.isfinite(engine.token_losses(ids, 4)).all()
+    with pytest.raises(FloatingPointError, match="is nan"):
+        spoiled(ids[2]).token_losses(ids, 4)
+    losses = torch.ones(1, 9)  # of tokens 1 to 9
+    losses[0, 3], losses[0, 6] = torch.inf, torch.nan
+    monkeypatch.setattr("pipeline.engine.token_losses", lambda *_: losses)
+    with pytest.raises(FloatingPointError, match=r"token at position 4 is inf \(2 of 9 losses are not finite\)"):
+        engine.token_losses(ids, 4)
+
+
+def test_logits_that_are_not_finite_are_an_error_with_the_first_position(engine: ModelEngine) -> None:
+    ids = engine.tokenizer(PROMPT)["input_ids"]
+    with pytest.raises(FloatingPointError, match=rf"position {len(ids)} \(new token 0\) are not finite: .* nan"):
+        spoiled(ids[2]).generate(ids, 4)
+    first, second = greedy(engine.model, ids, 2, stop=set())[-2:]
+    assert first not in ids
+    assert first != second
+    with pytest.raises(FloatingPointError, match=rf"position {len(ids) + 1} \(new token 1\)"):
+        spoiled(first).generate(ids, 4, min_new_tokens=4)
+
+
+def test_logits_that_are_infinite_are_an_error(engine: ModelEngine) -> None:
+    with torch.no_grad():
+        engine.model.get_output_embeddings().weight[5] = float("inf")
+    with pytest.raises(FloatingPointError, match="not finite"):
+        engine.generate(PROMPT, 2)

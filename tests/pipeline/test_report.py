@@ -1,8 +1,10 @@
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pandas as pd
 import pytest
 
@@ -174,3 +176,102 @@ def test_lengths_are_columns_in_numerical_order(tmp_path: Path) -> None:
 def test_perplexities_of_nothing_are_no_picture(tmp_path: Path) -> None:
     experiment(tmp_path, PG19, "dpi-x", "dpi", {"result.json": {}})
     assert "pg19.png" not in collect(tmp_path, PG19)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+x", "-x", "@SUM(A1)"])
+def test_excel_takes_no_name_for_a_formula(tmp_path: Path, name: str) -> None:
+    experiment(tmp_path, SQUARES, "dpi-x", "dpi", {"result.json": {name: 1.0}}, params={"=p": "=cmd|' /C calc'!A0"})
+    path = collect(tmp_path, SQUARES)["squares_dpi.xlsx"]
+    rows = list(openpyxl.load_workbook(path).active.iter_rows())
+    found = {cell.value: cell for row in rows for cell in row}
+    for value in (name, "=p", "=cmd|' /C calc'!A0"):
+        assert found[value].data_type == "s"
+        assert found[value].quotePrefix
+    assert not found["dpi-x"].quotePrefix
+    with zipfile.ZipFile(path) as archive:
+        assert b"<f>" not in archive.read("xl/worksheets/sheet1.xml")
+
+
+def test_control_characters_and_markup_of_a_foreign_run_are_shown(tmp_path: Path) -> None:
+    folder = tmp_path / LONGBENCH.folder / "evil|<b>\x1b[2J"
+    folder.mkdir(parents=True)
+    (folder / "qasper.jsonl").write_text('{"pred": "x"}\n')
+    store.write_json(folder / "result.json", {"qasper": 3.25, "a\x00\ud800": 1.0})
+    written = collect(tmp_path, LONGBENCH)
+    markdown = written["lb.md"].read_text(encoding="utf-8")
+    assert "| evil\\|&lt;b&gt;\\\\x1b\\[2J |" in markdown
+    assert "\x1b" not in markdown
+    frame = pd.read_excel(written["lb_repro.xlsx"])
+    assert list(frame["experiment"]) == ["evil|<b>\\x1b[2J"]
+    assert "a\\x00\\ud800" in frame.columns
+
+
+@pytest.mark.parametrize("name", ["squares_dpi.xlsx", ".squares_dpi.xlsx.tmp", "squares.md", "squares.png"])
+def test_a_link_in_place_of_a_table_is_refused(tmp_path: Path, name: str) -> None:
+    experiment(tmp_path, SQUARES, "dpi-x", "dpi", {"result.json": {"a": 1.0}})
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / SQUARES.folder / name).symlink_to(victim)
+    with pytest.raises(UserError, match="is a symbolic link"):
+        collect(tmp_path, SQUARES)
+    assert victim.read_text() == "mine"
+
+
+def test_a_picture_is_written_whole_or_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = experiment(tmp_path, SQUARES, "dpi-x", "dpi", {"result.json": {"a": 1.0}})
+    path = collect(tmp_path, SQUARES)["squares.png"]
+    before = path.read_bytes()
+    store.write_json(folder / "result.json", {"a": 2.0, "b": 3.0})
+
+    def torn(figure: object, target: Any) -> None:
+        target.write(b"\x89PNG and no more")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("tasks.pictures.style.save", torn)
+    with pytest.raises(OSError, match="no space left"):
+        collect(tmp_path, SQUARES)
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob(".*.tmp"))
+
+
+def test_where_every_record_failed_it_is_said_and_nothing_drawn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = experiment(tmp_path, NEEDLE, "dpi-x", "dpi", {"result.json": []})
+    (folder / "d.jsonl").write_text('{"id": "0", "error": "OOM"}\n{"id": "1", "error": "OOM"}\n')
+    written = collect(tmp_path, NEEDLE)
+    assert "needle.png" not in written
+    assert "every record failed" in caplog.text
+    assert list(pd.read_excel(written["needle_dpi.xlsx"])["status"]) == [
+        "incomplete 0/2, 2 failed, every record failed"
+    ]
+    experiment(tmp_path, NEEDLE, "dpi-y", "dpi", {"result.json": cells(lambda *_: 0.5)})
+    assert "needle.png" in collect(tmp_path, NEEDLE)
+    assert "dpi-x has no scores" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("task", "content"),
+    [
+        (NEEDLE, [{"score": 1}]),
+        (NEEDLE, 3),
+        (NEEDLE, [{"context_length": 1000, "depth_percent": 50, "score": "x"}]),
+        (PG19, {"a": 3}),
+        (PG19, {"1024": "x"}),
+        (PG19, {"1024": True}),
+        (LONGBENCH, [1]),
+        (LONGBENCH, {"qasper": "x"}),
+        (get_task("leval"), {"tpo": 3}),
+        (get_task("longbench_e"), {"qasper": 3}),
+    ],
+)
+def test_a_result_of_another_shape_is_named(tmp_path: Path, task: Task, content: Any) -> None:
+    experiment(tmp_path, task, "dpi-x", "dpi", {"result.json": content})
+    with pytest.raises(UserError, match=r"dpi-x/result\.json' has not the shape that") as error:
+        collect(tmp_path, task)
+    assert error.value.__cause__ is not None
+    details: tuple[object, ...] = ([], {"run": 3})
+    for detail in details:
+        store.write_json(tmp_path / task.folder / "dpi-x/result_detail.json", detail)
+        with pytest.raises(UserError, match=r"result_detail\.json'"):
+            collect(tmp_path, task)

@@ -287,3 +287,108 @@ def test_files_of_another_program_are_not_touched(tmp_path: Path, fake_registry:
     with pytest.raises(UserError, match=r"no run\.json"):
         experiment(tmp_path, config())
     assert (folder / "one.jsonl").read_text() == '{"pred": 1}\n'
+
+
+class Odd(FakeTask):
+    """A prediction of one's choice for record 1."""
+
+    def __init__(self, line: Line | Exception) -> None:
+        super().__init__()
+        self.line = line
+
+    def predict(self, engine: Engine, options: NeedleOptions, dataset: str, record: Record) -> Line:
+        if record["id"] != "1":
+            return super().predict(engine, options, dataset, record)
+        if isinstance(self.line, Exception):
+            raise self.line
+        return self.line
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1, 2}])
+def test_what_no_file_can_hold_is_a_failed_record(tmp_path: Path, value: object) -> None:
+    assert run(Odd({"pred": value}), tmp_path)["one"] == Outcome(5, 1, 0)
+    json.loads((tmp_path / "one.jsonl").read_text().splitlines()[1], parse_constant=pytest.fail)
+    assert run(FakeTask(), tmp_path)["one"] == Outcome(5, 0, 0)
+
+
+def test_a_prediction_with_a_lone_surrogate_is_kept(tmp_path: Path) -> None:
+    assert run(Odd({"pred": "a \ud800 b"}), tmp_path)["one"] == Outcome(5, 0, 0)
+    assert store.read_lines(tmp_path / "one.jsonl")[1] == {"id": "1", "pred": "a \ud800 b"}
+    task = FakeTask()
+    run(task, tmp_path)
+    assert task.predicted == []
+
+
+def test_an_error_with_a_lone_surrogate_is_kept_and_its_record_runs_again(tmp_path: Path) -> None:
+    assert run(Odd(ValueError("no \udcff here")), tmp_path)["one"] == Outcome(5, 1, 0)
+    assert store.read_lines(tmp_path / "one.jsonl")[1] == {"id": "1", "error": "ValueError: no \udcff here"}
+    task = FakeTask()
+    run(task, tmp_path)
+    assert task.predicted == ["one/1", "two/1"]
+
+
+def test_a_lone_surrogate_in_an_id_does_not_run_again(tmp_path: Path) -> None:
+    class Named(FakeTask):
+        def records(self, options: NeedleOptions, dataset: str) -> Iterable[Record]:
+            return [{"id": "book \ud800", "number": 3}]
+
+    run(Named(), tmp_path)
+    task = Named()
+    assert run(task, tmp_path)["one"] == Outcome(1, 0, 0)
+    assert task.predicted == []
+
+
+def test_a_record_of_before_with_nan_runs_again(tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text(
+        '{"id": "0", "pred": NaN}\n{"id": "1", "pred": 1e999}\n{"id": "2", "pred": 4}\n'
+    )
+    task = FakeTask(count=3)
+    assert run(task, tmp_path)["one"] == Outcome(3, 0, 0)
+    assert task.predicted[:2] == ["one/0", "one/1"]
+    assert "one/2" not in task.predicted
+
+
+def test_null_is_no_prediction_and_runs_again(tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"id": "0", "pred": null}\n{"id": "1", "error": null, "pred": 1}\n')
+    task = FakeTask(count=2)
+    run(task, tmp_path)
+    assert task.predicted == ["one/0", "two/0", "two/1"]
+
+
+def test_the_configuration_is_compared_again_under_the_lock(
+    tmp_path: Path, fake_registry: FakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run begins between the first look and the lock."""
+    real = store.lock
+    experiment(tmp_path / "other", config(seed=7))
+    folder = tmp_path / "needle/pred/some-4k-to-8k"
+
+    def late(where: Path) -> Any:
+        for path in (tmp_path / "other/needle/pred/some-4k-to-8k").iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+        return real(where)
+
+    monkeypatch.setattr(store, "lock", late)
+    with pytest.raises(UserError, match="seed was 7, is 42"):
+        experiment(tmp_path, config())
+    assert store.read_json(folder / "run.json")["seed"] == 7
+
+
+def test_a_record_of_version_01_trusted_no_code(tmp_path: Path, fake_registry: FakeTask) -> None:
+    experiment(tmp_path, config(limit=2))
+    path = tmp_path / "needle/pred/some-4k-to-8k/run.json"
+    store.write_json(path, {**store.read_json(path), "config": old_run_config(limit=2)})
+    with pytest.raises(UserError, match="trust_remote_code was False, is True"):
+        experiment(tmp_path, config(trust_remote_code=True))
+
+
+def test_memory_that_cannot_be_given_back_does_not_lose_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.empty_cache", broken)
+    assert run(FakeTask(broken=["1"]), tmp_path)["one"] == Outcome(5, 1, 0)
+    assert store.read_lines(tmp_path / "one.jsonl")[1]["error"] == "RuntimeError: out of memory"

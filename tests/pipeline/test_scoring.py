@@ -117,3 +117,67 @@ def test_missing_experiment(tmp_path: Path) -> None:
 def test_an_experiment_of_another_task_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'pg19', not 'needle'"):
         score_experiment(experiment(tmp_path, GOOD, task="pg19"), FakeTask())
+
+
+def test_a_bug_in_a_scorer_is_not_the_users_mistake(tmp_path: Path) -> None:
+    class Buggy(FakeTask):
+        def score(self, options: NeedleOptions | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
+            table: dict[str, float] = {}
+            return {"result.json": {"one": table["forgotten"]}}
+
+    with pytest.raises(KeyError, match="forgotten"):
+        score_experiment(experiment(tmp_path, GOOD), Buggy())
+
+
+def test_a_field_that_is_missing_is_named_with_file_and_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"one\.jsonl' line 2 lacks the field 'pred', which needle scores"):
+        score_experiment(experiment(tmp_path, [GOOD[0], {"id": "1"}]), FakeTask())
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"id": "1", "pred": ["a"]}, r"pred.* = \['a'\]"),
+        ({"id": "1", "pred": 1, "prefill_len": "3"}, "prefill_len = '3'"),
+        ({"id": "1", "pred": 1, "final_len": -1}, "final_len = -1"),
+        ({"id": "1", "pred": 1, "answers": 3}, "answers.* = 3"),
+        ({"id": "1", "pred": 1, "loss_sums": {"a": "b"}}, r"loss_sums\.a = 'b'"),
+        ({"id": "1", "pred": 1, "length": "9"}, "length.* = '9'"),
+        ({"id": "1", "error": 3}, "error = 3"),
+    ],
+)
+def test_a_line_of_another_shape_is_named_with_file_line_and_field(tmp_path: Path, line: Line, said: str) -> None:
+    with pytest.raises(UserError, match=rf"one\.jsonl' line 2: {said}"):
+        score_experiment(experiment(tmp_path, [GOOD[0], line]), FakeTask())
+
+
+def test_what_is_mended_or_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines: list[Line] = [
+        {"id": "0", "pred": 3, "error": None},
+        {"id": "1", "pred": None},
+        {"id": "2", "pred": 1, "answers": "Paris"},
+        {"id": "0", "pred": 9},
+        {"id": "3", "error": None},
+    ]
+    progress = score_experiment(experiment(tmp_path, lines, expected=4), FakeTask())
+    assert (progress.predicted, progress.failed) == (2, 2)
+    assert json.loads((tmp_path / "result.json").read_text()) == {"one": 4.0}
+    for said in (
+        "line 1: error is null; the line counts as predicted",
+        "line 2: the prediction is null; the line counts as failed",
+        "line 3: answers is a text, not a list",
+        "line 5: error is null; the line counts as failed",
+        "1 predictions repeat the id of an earlier one",
+    ):
+        assert said in caplog.text
+
+
+def test_an_answer_that_is_a_text_is_scored_whole(tmp_path: Path) -> None:
+    """Not letter by letter."""
+    scores = []
+    for answers in (["Paris"], "Paris"):
+        line = {"pred": "Paris", "answers": answers, "all_classes": None}
+        (tmp_path / "qasper.jsonl").write_text(json.dumps(line) + "\n")
+        score_experiment(tmp_path, get_task("longbench"))
+        scores.append(json.loads((tmp_path / "result.json").read_text()))
+    assert scores == [{"qasper": 100.0}] * 2

@@ -143,3 +143,86 @@ def test_write_json_replaces_whole_files(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         store.read_json(path)
+
+
+def test_links_in_a_folder_are_refused(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    folder = tmp_path / "exp"
+    folder.mkdir()
+    for name in (".lock", "d.jsonl", ".part-0-d.jsonl"):
+        (folder / name).symlink_to(victim)
+    with pytest.raises(UserError, match=r"\.lock' is a symbolic link"), store.lock(folder):
+        pytest.fail("it was taken")
+    for path in (folder / "d.jsonl", folder / ".part-0-d.jsonl"):
+        with pytest.raises(UserError, match="is a symbolic link"), store.Appender(path):
+            pytest.fail("it was opened")
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([], "it is no JSON object"),
+        ({}, "'config' is missing"),
+        ({"config": {}}, "'config.task' is missing"),
+        ({"config": {"task": 3}}, r"config\.task = 3"),
+        ({"config": {"task": "needle", "params": []}}, r"config\.params = \[\]"),
+        ({"config": {"task": "needle"}, "window": "4096"}, "window = '4096'"),
+        ({"config": {"task": "needle"}, "datasets": {"d": {"records": -1, "limited": False}}}, r"datasets\.d\.records"),
+        ({"config": {"task": "needle"}, "datasets": {"d": 3}}, r"datasets\.d = 3"),
+        ({"config": {"task": "needle"}, "datasets": None}, "datasets = None"),
+    ],
+)
+def test_a_run_record_of_another_shape_is_named_by_field(tmp_path: Path, content: object, said: str) -> None:
+    store.write_json(tmp_path / "run.json", content)
+    with pytest.raises(UserError, match=said) as error:
+        store.read_run(tmp_path)
+    assert f"{str(tmp_path / 'run.json')!r} is no run record" in str(error.value)
+
+
+@pytest.mark.parametrize("line", ['{"id": [1]}', '{"id": null}', '{"id": {}}'])
+def test_an_id_that_is_none_is_named_by_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / "d.jsonl").write_text(f'{{"id": "a"}}\n{line}\n')
+    with pytest.raises(UserError, match=r"d\.jsonl' line 2: id = "):
+        store.read_lines(tmp_path / "d.jsonl")
+
+
+@pytest.mark.parametrize("broken", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
+def test_deep_nesting_and_long_numbers_are_no_lines(tmp_path: Path, broken: str) -> None:
+    (tmp_path / "d.jsonl").write_text(f"{broken}\n" + store.dump_line(LINES[0]))
+    with pytest.raises(UserError, match="line 1 is no JSON object"):
+        store.read_lines(tmp_path / "d.jsonl")
+
+
+def test_a_field_that_a_line_lacks_is_told_with_its_place(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", LINES)
+    with pytest.raises(store.MissingField) as error:
+        store.read_lines(path)[1]["answer"]
+    assert error.value.place == f"{str(path)!r} line 2"
+    assert str(error.value) == "'answer'"
+
+
+@pytest.mark.parametrize(
+    ("line", "failed"),
+    [
+        ({"id": "a", "pred": "x"}, False),
+        ({"id": "a", "pred": "", "error": None}, False),
+        ({"id": "a", "loss_sum": 3.0}, False),
+        ({"id": "a", "error": None}, True),
+        ({"id": "a", "error": ""}, True),
+        ({"id": "a", "pred": None}, True),
+        ({"llama_pred": None}, True),
+    ],
+)
+def test_null_means_something_definite(line: Line, failed: bool) -> None:
+    assert store.is_failed(line) == failed
+
+
+def test_a_broken_run_record_is_listed_for_whoever_reads_it(tmp_path: Path) -> None:
+    folder = tmp_path / "needle/pred/x"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{")
+    assert store.list_experiments(tmp_path, get_task("needle")) == [folder]
+    with pytest.raises(UserError, match="not valid JSON"):
+        store.belongs_to(folder, get_task("needle"))

@@ -297,3 +297,13 @@ def test_ranges_of_longbench_e() -> None:
     assert ranges["0-4k"]["count"] == 2
     assert ranges["4-8k"] == {"score": None, "stderr": None, "count": 0}
     assert ranges["8k+"] == {"score": 100.0, "stderr": None, "count": 1}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "field", "value"),
+    [("qasper", "pred", 3), ("qasper", "answers", None), ("trec", "all_classes", None)],
+)
+def test_a_field_of_another_kind_is_named(dataset: str, field: str, value: object) -> None:
+    made: Line = {"pred": "x", "answers": ["x"], "all_classes": ["x"], "prefill_len": 1, field: value}
+    with pytest.raises(UserError, match=rf"'{dataset}' prediction 1: {field} = {value} is no (str|list)"):
+        TASK.score(None, {dataset: [made]})

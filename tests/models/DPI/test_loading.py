@@ -13,6 +13,7 @@ from tokenizers.models import WordLevel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -273,3 +274,74 @@ def test_families_without_a_window_of_their_own(folder: Path, model_type: str) -
     for options in ({}, {"max_position_embeddings": 64}):
         with pytest.raises(ValueError, match=rf"model_type .*'{model_type}'"):
             dpi.get_model_and_tokenizer(str(folder), config, "repro_original", {}, device="cpu", **options)
+
+
+@pytest.mark.parametrize("module", [dpi, dpi_withoutflash])
+def test_a_shard_index_that_names_a_pickle_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    for path in folder.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    weights = LlamaForCausalLM(AutoConfig.from_pretrained(folder)).state_dict()
+    torch.save(weights, tmp_path / "a.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "a.bin")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("a pickle was read"))
+    with pytest.raises(ValueError, match=r"index\.json names 'a\.bin', which is no safetensors file"):
+        module.get_model_and_tokenizer(str(tmp_path), None, "repro_original", {}, device="cpu")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": 3}', "[" * 100_000, "{}"])
+def test_a_shard_index_of_another_shape_is_refused(folder: Path, tmp_path: Path, content: str) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    _refused("is no index of weights", str(tmp_path), None, "repro_original", {}, device="cpu")
+
+
+FOREIGN = (
+    "from pathlib import Path\nPath({marker!r}).write_text('ran')\nfrom transformers import LlamaConfig as Foreign\n"
+)
+
+
+@pytest.fixture
+def foreign_code(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A model folder whose configuration is Python of its own, and the file that this writes when it runs."""
+    model, marker = tmp_path / "foreign", tmp_path / "marker"
+    shutil.copytree(folder, model)
+    written = json.loads((model / "config.json").read_text())
+    written |= {"model_type": "of_its_own", "auto_map": {"AutoConfig": "foreign.Foreign"}}
+    (model / "config.json").write_text(json.dumps(written))
+    (model / "foreign.py").write_text(FOREIGN.format(marker=str(marker)))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return model, marker
+
+
+@pytest.mark.parametrize("module", [dpi, dpi_withoutflash])
+def test_a_models_own_python_does_not_run(foreign_code: tuple[Path, Path], module: Any) -> None:
+    """Also where someone would answer transformers' question with yes."""
+    model, marker = foreign_code
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        module.get_model_and_tokenizer(str(model), None, "repro_original", {}, device="cpu")
+    assert not marker.exists()
+
+
+def test_a_models_own_python_runs_where_it_is_trusted(foreign_code: tuple[Path, Path]) -> None:
+    model, marker = foreign_code
+    with pytest.raises(ValueError, match="model_type is 'of_its_own'"):  # no method knows what it is
+        dpi.get_model_and_tokenizer(str(model), None, "repro_original", {}, device="cpu", trust_remote_code=True)
+    assert marker.exists()
+
+
+def test_every_part_of_a_model_is_told_not_to_trust(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    for kind in (AutoConfig, AutoModelForCausalLM, AutoTokenizer):
+        real = kind.from_pretrained
+
+        def read(*args: Any, real: Any = real, **options: Any) -> Any:
+            told.append(options.get("trust_remote_code"))
+            return real(*args, **options)
+
+        monkeypatch.setattr(kind, "from_pretrained", read)
+    dpi.get_model_and_tokenizer(str(folder), None, "repro_original", {}, device="cpu")
+    assert told[:3] == [False] * 3

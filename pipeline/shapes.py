@@ -1,0 +1,89 @@
+"""The shapes of what is read from a results folder, checked once where it is read.
+
+Other programs' files and other versions' may have more keys than are named here. What a benchmark needs besides is its
+own to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from pipeline.config import describe
+from tasks.base import Line
+from tasks.errors import UserError
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class RunConfig(_Shape):
+    """The keys of a run record's configuration that are read without knowing the benchmark."""
+
+    task: str
+    method: str | None = None
+    model: str | None = None
+    max_pe: PositiveInt | None = None
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class DatasetCount(_Shape):
+    """How many records a data set has, and whether `limit` or `test` cut it short."""
+
+    records: NonNegativeInt
+    limited: bool
+
+
+class RunShape(_Shape):
+    """`run.json`."""
+
+    config: RunConfig
+    window: PositiveInt | None = None
+    datasets: dict[str, DatasetCount] = Field(default_factory=dict)
+    versions: dict[str, Any] = Field(default_factory=dict)
+
+
+class LineShape(_Shape):
+    """A line of a prediction file. `pred` is a text in every benchmark here; toys may have numbers."""
+
+    id: str | int | None = None
+    error: str | None = None
+    pred: str | int | float | None = None
+    answers: list[str] | str | None = None
+    all_classes: list[str] | None = None
+    length: int | float | None = None
+    prefill_len: NonNegativeInt | None = None
+    final_len: NonNegativeInt | None = None
+    prompt_len: NonNegativeInt | None = None
+    evaluation: str | None = None
+    turn: Annotated[int, Field(ge=0)] | None = None
+    context_length: PositiveInt | None = None
+    depth_percent: float | None = None
+    loss_sum: float | None = None
+    loss_sums: dict[str, float] | None = None
+    scored_tokens: NonNegativeInt | None = None
+
+
+def check_run(run: Any, source: str) -> dict[str, Any]:
+    """A run record with `window`, `datasets`, `versions` and `params` filled in. Raises `UserError` with the field."""
+    _check(RunShape, run, f"{source} is no run record", "remove the folder or run pred.py --overwrite")
+    filled = {"window": None, "datasets": {}, "versions": {}, **run}
+    return {**filled, "config": {"params": {}, **run["config"]}}
+
+
+def check_line(line: Line, place: str) -> None:
+    """Raise `UserError`, with the field, for a prediction line of another shape. place: file and line number."""
+    _check(LineShape, line, place, "restore the file, or run pred.py --overwrite")
+
+
+def _check(shape: type[_Shape], content: Any, place: str, advice: str) -> None:
+    if not isinstance(content, Mapping):
+        raise UserError(f"{place}: it is no JSON object; {advice}")
+    try:
+        shape.model_validate(content)
+    except ValidationError as error:
+        said = describe(error)[0]
+        raise UserError(f"{place}: {said if len(said) < 300 else said[:300] + ' ...'}; {advice}") from None
