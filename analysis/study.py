@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.DPI.dpi import get_model_and_tokenizer
+from models.DPI.loading import window_of
 from models.DPI.methods import METHODS, Rope, build_method
 from models.DPI.methods.original import Original
 from models.DPI.patches.Llama import install, rope_of, uninstall
@@ -64,7 +65,7 @@ def study_of(model: str, short: bool = False) -> Study:
     """
     study = _STUDIES.get(model)
     if study is None:
-        window = int(read_model_config(model).max_position_embeddings)
+        window = window_of(read_model_config(model))
         study = Study(model, window, 2 * window, 4 * window, (window, 2 * window - 64, 4 * window - 64))
     if not short:
         return study

@@ -82,11 +82,12 @@ def estimate_memory(config: PreTrainedConfig, tokens: int, bytes_per_number: int
     """An estimate for one input of `tokens` tokens; attention itself is O(n) and small beside these."""
     from transformers import AutoModelForCausalLM
 
+    from models.DPI.patches.families import head_dim_of, kv_heads_of
+
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     parameters = sum(p.numel() for p in model.parameters())
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * tokens
+    cache = 2 * config.num_hidden_layers * kv_heads_of(config) * head_dim_of(config) * tokens
     # The MLP's gate, up and product, and the residual with its normalised copy.
     activations = tokens * (3 * config.intermediate_size + 2 * config.hidden_size)
     return MemoryEstimate(parameters * bytes_per_number, cache * bytes_per_number, activations * bytes_per_number)

@@ -120,6 +120,7 @@ class EngineLoader:
         from pipeline.engine import ModelEngine
 
         logger.info("loading %s with %s", cfg.model, cfg.method)
+        placed = cfg.device_map is not None or cfg.tp_plan is not None  # which then say where the model goes
         model, tokenizer = _friendly(
             cfg.model,
             lambda: get_model_and_tokenizer(
@@ -129,7 +130,7 @@ class EngineLoader:
                 cfg.params,
                 cfg.options.ori_max_position_embeddings,
                 dtype=cfg.dtype,
-                device=cfg.device or self._workers.device(),
+                device=cfg.device or (None if placed else self._workers.device()),
                 target_length=cfg.options.max_pe,
                 attn_impl=cfg.attn_impl,
                 device_map=cfg.device_map,

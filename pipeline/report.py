@@ -199,9 +199,11 @@ def _excel_table(experiments: Sequence[Experiment], task: Task, file: str, colum
     heads = [_head(experiment) for experiment in experiments]
     rows = [scores_of(experiment, task, file, columns) for experiment in experiments]
     table: dict[str, list[Any]] = {name: [head[name] for head in heads] for name in HEAD}
+    shown = _shown(columns, rows)
     for name in sorted({name for experiment in experiments for name in experiment.params}):
-        table[printable(name)] = [_parameter(experiment.params.get(name)) for experiment in experiments]
-    for name in _shown(columns, rows):
+        column = f"params.{name}" if name in (*HEAD, *shown) else name
+        table[printable(column)] = [_parameter(experiment.params.get(name)) for experiment in experiments]
+    for name in shown:
         scores = [row[name] for row in rows]
         table[name] = [None if score is None else score.score for score in scores]
         errors = [None if score is None else score.stderr for score in scores]

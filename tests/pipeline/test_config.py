@@ -7,6 +7,7 @@ import pytest
 from pipeline.config import RUN_KEYS, apply_overrides, build_config, read_toml
 from tasks import get_task, task_names
 from tasks.errors import UserError
+from tasks.options import Options
 from tests.pipeline.small import config
 
 BASE = {"model": "m", "exp_name": "e", "method": "dpi", "task": "needle", "max_pe": 16384}
@@ -175,3 +176,15 @@ def test_the_flat_form_is_what_the_files_keys_say() -> None:
     assert {key: flat[key] for key in content} == {**content, "dtype": "bfloat16"}
     assert set(flat) == RUN_KEYS | set(get_task("needle").Options.model_fields)
     assert build_config({key: value for key, value in flat.items() if value is not None}, "f") == config(**content)
+
+
+def test_an_option_may_not_be_a_key_of_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the run would have one value, and the benchmark another."""
+
+    class Greedy(Options):
+        limit: int = 7
+
+    monkeypatch.setattr(type(get_task("pg19")), "Options", Greedy)
+    content = {"model": "m", "exp_name": "e", "method": "repro_original", "task": "pg19", "max_pe": 8192, "limit": 3}
+    with pytest.raises(TypeError, match=r"the options of task 'pg19' have 'limit', a key of every run"):
+        build_config(content, "file")

@@ -71,6 +71,14 @@ def test_excel_splits_ours_from_the_others_and_holds_parameters(tmp_path: Path) 
     assert others["2048"].isna().all()
 
 
+def test_a_parameter_named_like_a_column_has_its_own(tmp_path: Path) -> None:
+    params = {"window": 3, "2048": 5, "chunk_coe": 1}
+    experiment(tmp_path, PG19, "dpi-x", "dpi", {"result.json": {"1024": 11.0, "2048": 12.5}}, params=params)
+    (row,) = pd.read_excel(collect(tmp_path, PG19)["pg19_dpi.xlsx"]).to_dict("records")
+    assert (row["window"], row["2048"], row["chunk_coe"]) == (4096, 12.5, 1)
+    assert (row["params.window"], row["params.2048"]) == (3, 5)
+
+
 def test_longbench_has_a_sheet_for_each_result_and_an_average(tmp_path: Path) -> None:
     results = {"result.json": {"qasper": 10.0, "lcc": 20.0}, "result_o.json": {"qasper": 4.0, "lcc": None}}
     experiment(tmp_path, LONGBENCH, "dpi-x", "dpi", results)
