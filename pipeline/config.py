@@ -176,9 +176,7 @@ def _build_options(name: Any, content: Mapping[str, Any]) -> tuple[Options, list
     except (TypeError, UserError):  # which the validation of the key `task` reports
         return stand_in, []
     if both := sorted(RUN_KEYS & task.Options.model_fields.keys()):
-        raise TypeError(
-            f"the options of task {task.name!r} have {both[0]!r}, a key of every run; name it anew"
-        )
+        raise TypeError(f"the options of task {task.name!r} have {both[0]!r}, a key of every run; name it anew")
     complaints = unknown_keys(task, content)
     known = {key: value for key, value in content.items() if key in task.Options.model_fields}
     try:
