@@ -14,7 +14,7 @@ demo: .venv/ready
 	$(VENV)/python -m tools.demo
 
 test: .venv/ready
-	$(VENV)/python -m pytest -m "not gpu" -n 2
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m "not gpu" -n 2
 
 lint: .venv/ready
 	$(VENV)/ruff check .

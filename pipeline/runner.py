@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from pipeline import store
 from pipeline.config import ExperimentConfig
+from pipeline.text import printable
 from tasks.base import Engine, Line, Record, Task
 from tasks.errors import UserError
 from tasks.options import Options
@@ -118,8 +119,9 @@ def predict_one(task: Task, engine: Engine, options: Options, dataset: str, reco
     except UserError:
         raise
     except Exception as error:
-        logger.error("%s, record %s failed: %s: %s", dataset, record["id"], type(error).__name__, error)
-        logger.debug("%s", traceback.format_exc())
+        said = printable(f"record {record['id']} failed: {type(error).__name__}: {error}", keep="\n\t")
+        logger.error("%s, %s", dataset, said)
+        logger.debug("%s", printable(traceback.format_exc(), keep="\n\t"))
         free_memory()
         return {"id": record["id"], "error": f"{type(error).__name__}: {error}"}
 
