@@ -122,7 +122,7 @@ def test_published_sandwich_wording_moves_to_the_end_of_a_sentence() -> None:
 @given(
     length=st.integers(400, 3000),
     depth=st.sampled_from(prompts.depths()),
-    essays=st.sampled_from([None, "A short. Essay of words, and more. " * 5]),
+    essays=st.sampled_from([None, " ".join(["A short. Essay of words, and more."] * 5)]),  # as `read_essays` gives them
     sandwich=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)

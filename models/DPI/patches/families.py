@@ -103,7 +103,7 @@ def kv_heads_of(config: PreTrainedConfig) -> int:
 
 def logits_of(model: Any, hidden: Tensor) -> Tensor:
     """What a model makes of its last hidden states, (..., hidden) -> (..., vocabulary) fp32, on the head's device."""
-    head, config = model.get_output_embeddings(), model.config
+    head, config = model.get_output_embeddings(), getattr(model, "config", None)
     logits: Tensor = head(hidden.to(head.weight.device)).float()
     if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
         logits = logits / divisor
