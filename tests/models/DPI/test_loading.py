@@ -298,7 +298,15 @@ def test_a_shard_index_of_another_shape_is_refused(folder: Path, tmp_path: Path,
     _refused("is no index of weights", str(tmp_path), None, "repro_original", {}, device="cpu")
 
 
-FOREIGN = "from pathlib import Path\nPath({marker!r}).write_text('ran')\nfrom transformers import LlamaConfig\n\n\nclass Foreign(LlamaConfig):\n    pass\n"
+FOREIGN = """from pathlib import Path
+from transformers import LlamaConfig
+
+Path({marker!r}).write_text("ran")
+
+
+class Foreign(LlamaConfig):
+    pass
+"""
 
 
 @pytest.fixture
