@@ -28,6 +28,7 @@ from models.DPI.patches.families import (
     LOCAL,
     Family,
     family_of,
+    has_one_plan,
     has_rotary_by_kind,
     kinds_of_layers,
     rope_parameters_of,
@@ -188,7 +189,7 @@ def installed_method(model: PreTrainedModel) -> Method | None:
 def replays_decoding(model: PreTrainedModel, length: int) -> bool:
     """Whether a static cache would let the tokens after a prompt of so many be decoded from a CUDA graph."""
     installation = installation_of(model)
-    if installation is None or LOCAL in installation.kinds or installation.family.rotates_if is not None:
+    if installation is None or not has_one_plan(installation.family, installation.kinds):
         return False
     plan = make_plan(installation.method, installation.rope, Padding(None, length, 1), installation.seed)
     return installation.decoding.pays(_inner(model).base_model, plan, installation.attn_impl)

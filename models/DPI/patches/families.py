@@ -6,7 +6,7 @@ All in `FAMILIES` are tested against their stock models; `REFUSED` says why othe
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,11 @@ def kinds_of_layers(config: PreTrainedConfig) -> list[str]:
         return list(kinds)
     sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     return [LOCAL if sliding else FULL] * int(config.num_hidden_layers)
+
+
+def has_one_plan(family: Family, kinds: Sequence[str]) -> bool:
+    """Whether all layers of a model attend by one plan. kinds: of its layers."""
+    return family.rotates_if is None and LOCAL not in kinds
 
 
 def head_dim_of(config: PreTrainedConfig) -> int:

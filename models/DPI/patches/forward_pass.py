@@ -27,6 +27,7 @@ from models.DPI.patches.families import (
     LOCAL,
     Family,
     eager_attention_of,
+    has_one_plan,
     has_rotary_by_kind,
     in_halves,
     rotate_as_stock,
@@ -95,7 +96,7 @@ class ForwardPass:
     @property
     def has_one_plan(self) -> bool:
         """Whether all layers attend by the plan."""
-        return self.family.rotates_if is None and LOCAL not in self.kinds
+        return has_one_plan(self.family, self.kinds)
 
     @functools.cached_property
     def runs_stock(self) -> bool:
