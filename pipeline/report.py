@@ -16,7 +16,8 @@ import pandas as pd
 from openpyxl.worksheet.worksheet import Worksheet
 
 from pipeline import store
-from pipeline.scoring import measure, read_predictions
+from pipeline.scoring import SCORED_KEYS, Progress, measure, read_predictions
+from pipeline.shapes import check_scored
 from pipeline.text import markdown_cell, printable
 from tasks.base import Task
 from tasks.errors import UserError
@@ -36,7 +37,7 @@ def read_experiment(folder: Path, task: Task) -> Experiment:
     detail = results.get(DETAIL_FILE, {})
     if not isinstance(detail, dict) or not isinstance(detail.get("run", {}), dict):
         raise UserError(f"{str(folder / DETAIL_FILE)!r}: it, or its 'run', is no JSON object; run eval.py again")
-    progress = measure(run, read_predictions(folder))
+    progress = _progress(folder, run, detail.get("run"))
     status = [progress.describe() if run else NO_RUN_RECORD]
     if RESULT_FILE not in results:
         status.append("not scored")
@@ -57,7 +58,25 @@ def read_experiment(folder: Path, task: Task) -> Experiment:
         status=", ".join(part for part in status if part) or COMPLETE,
         results=results,
         scores={file: _columns(folder, task, file, results) for file in task.result_files if file in results},
+        device=printable(run["device"]) if run and run["device"] else None,
     )
+
+
+def _progress(folder: Path, run: Mapping[str, Any] | None, scored: Mapping[str, Any] | None) -> Progress:
+    """How complete predictions are; where results lie without them, how complete they were when they were scored.
+
+    scored: the details' "run". Raises `UserError` where that is needed and of another run than the run record.
+    """
+    lines = read_predictions(folder)
+    if lines or run is None or scored is None:
+        return measure(run, lines)
+    place = repr(str(folder / DETAIL_FILE))
+    check_scored(scored, place)
+    now = {**run["config"], "window": run["window"]}
+    both = [key for key in SCORED_KEYS if key in scored and key in now]
+    if found := list(store.differences({key: scored[key] for key in both}, {key: now[key] for key in both})):
+        raise UserError(f"{place} is of another run than {store.RUN_FILE} beside it: {found[0]}; score it again")
+    return Progress(**{key: scored[key] for key in ("predicted", "failed", "expected", "limited")})
 
 
 def _columns(folder: Path, task: Task, file: str, results: Mapping[str, Any]) -> dict[str, Score]:

@@ -167,6 +167,55 @@ def test_a_score_older_than_the_predictions_is_marked(tmp_path: Path) -> None:
     assert report.read_experiment(folder, NEEDLE).status == "scored at 1"
 
 
+def without_predictions(folder: Path, **scored: Any) -> Path:
+    """The experiment's folder as it is committed: results and the run record, no data."""
+    for path in folder.glob("*.jsonl"):
+        path.unlink()
+    run = {"predicted": 2, "failed": 0, "expected": 2, "limited": False, "method": "dpi", "window": 4096, **scored}
+    store.write_json(folder / "result_detail.json", {"run": run})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("scored", "status"),
+    [
+        ({}, "complete"),
+        ({"predicted": 1, "failed": 1}, "incomplete 1/2, 1 failed"),
+        ({"limited": True}, "limited"),
+        ({"predicted": 0, "failed": 2}, "incomplete 0/2, 2 failed, every record failed"),
+    ],
+)
+def test_results_without_their_predictions_have_the_status_they_were_scored_with(
+    tmp_path: Path, scored: dict[str, Any], status: str
+) -> None:
+    folder = experiment(tmp_path, NEEDLE, "dpi-x", "dpi", {"result.json": cells(lambda *_: 0.5)})
+    without_predictions(folder, **scored)
+    assert report.read_experiment(folder, NEEDLE).status == status
+    assert list(pd.read_excel(collect(tmp_path, NEEDLE)["needle_dpi.xlsx"])["status"]) == [status]
+
+
+@pytest.mark.parametrize(
+    ("scored", "said"),
+    [
+        ({"window": 8192}, r"is of another run than run\.json beside it: window was 8192, is 4096"),
+        ({"params": {"chunk_coe": 1}}, "params.chunk_coe was 1, is None"),
+        ({"predicted": "2"}, "predicted = '2'"),
+        ({"expected": -1}, "expected = -1"),
+    ],
+)
+def test_results_of_another_run_are_not_taken_for_this_one(tmp_path: Path, scored: dict[str, Any], said: str) -> None:
+    folder = experiment(tmp_path, NEEDLE, "dpi-x", "dpi", {"result.json": cells(lambda *_: 0.5)})
+    without_predictions(folder, **scored)
+    with pytest.raises(UserError, match=said) as error:
+        report.read_experiment(folder, NEEDLE)
+    assert "result_detail.json" in str(error.value)
+
+
+def test_nothing_predicted_and_nothing_scored_is_incomplete(tmp_path: Path) -> None:
+    folder = experiment(tmp_path, NEEDLE, "dpi-x", "dpi", {}, predicted=0)
+    assert report.read_experiment(folder, NEEDLE).status == "incomplete 0/2, not scored"
+
+
 def test_an_unscored_run_is_listed_and_nothing_scored_is_an_error(tmp_path: Path) -> None:
     experiment(tmp_path, NEEDLE, "dpi-x", "dpi", {})
     with pytest.raises(UserError, match=r"eval\.py --task needle"):
