@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
-from tasks.base import Engine, Line, Record, Task
+from tasks.base import Dialogue, GenerationTask, Line, Record, Request
 from tasks.chat import chat_ids, has_llama2_template
 from tasks.errors import UserError
 from tasks.jsonl import find_in_folder, hub_file, read_rows
@@ -111,7 +111,7 @@ def fit_document(document: str, tokenizer: PreTrainedTokenizerBase, limit: int, 
     return document
 
 
-class LEval(Task):
+class LEval(GenerationTask):
     """L-Eval. One record per instruction, in the order of the documents."""
 
     name: ClassVar[str] = "leval"
@@ -152,10 +152,6 @@ class LEval(Task):
                 }
 
     @override
-    def prompt(self, options: Options, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        return self._prompt(options, dataset, record, tokenizer)[0]
-
-    @override
     def whole_text(self, dataset: str, record: Record) -> str | None:
         """Of a document's first instruction; None for the others, which have the same document."""
         if record["turn"]:
@@ -163,10 +159,10 @@ class LEval(Task):
         return build_prompt(dataset, record["document"], record["instruction"], record["reference"]).text
 
     @override
-    def predict(self, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
-        tokenizer, room = engine.tokenizer, max_new_tokens(options)
+    def dialogue(self, options: Options, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase) -> Dialogue:
+        room = max_new_tokens(options)
         ids, shown = self._prompt(options, dataset, record, tokenizer)
-        generation = engine.generate(ids, room)
+        generation = yield Request(ids, room)
         line = {
             "query": record["instruction"],
             "gt": record["reference"],
@@ -178,7 +174,7 @@ class LEval(Task):
             "turn": record["turn"],
         }
         if dataset == "sci_fi":
-            fact = engine.generate(_fact_ids(options, record, tokenizer), room)
+            fact = yield Request(_fact_ids(options, record, tokenizer), room)
             line["pred"] += f" [fact: {fact.text}]"
             line["final_len_fact"] = fact.total_tokens
         return line
