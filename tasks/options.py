@@ -22,7 +22,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     may_change: ClassVar[frozenset[str]] = frozenset()
-    """Keys that bound memory and change no prediction: they may differ between two runs of one experiment."""
+    """Keys that change no prediction, but memory or scores: they may differ between two runs of one experiment."""
 
     max_pe: Positive = Field(description="target length in tokens")
     ori_max_position_embeddings: Positive | None = Field(None, description="the window; None: the model's own")
