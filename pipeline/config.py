@@ -29,10 +29,19 @@ from tasks import canonical_task_name, get_task, task_names
 from tasks.base import Task
 from tasks.errors import UserError
 from tasks.options import Options, Positive
+from tasks.reading import read_regular
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 MOST_COMPLAINTS = 3
+MOST_BYTES = 1 << 17
+"""Of a configuration."""
+MOST_LEVELS = 32
+"""Of tables and lists in it."""
+
+# For a key of thousands of parts (a.a.a. ...) Python's parser takes hours.
+_TEXTS = re.compile(r"""\"{3}(?:\\.|[^\\])*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|\#[^\n]*""", re.DOTALL)
+_LONG_KEY = re.compile(rf"(?<![\w-])(?:[\w-]+[ \t]*\.[ \t]*){{{MOST_LEVELS}}}")
 
 # Keys that may differ between two runs of one experiment: they choose records, hardware or memory, not predictions.
 RESUMABLE_KEYS = frozenset({"test", "tasks", "limit", "batch_size", "device", "device_map", "tp_plan"})
@@ -120,12 +129,30 @@ def check_exp_name(name: str) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """The content of a TOML file. Raises `UserError` if it is missing or broken."""
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
+        return _parse_toml(read_regular(path, MOST_BYTES).decode("utf-8"))
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and deep nesting
         raise UserError(f"{str(path)!r} is not valid TOML: {error}") from None
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """A TOML document. Raises `ValueError`, as TOML wants it for integers beyond 64 bits, `RecursionError`."""
+    deep = ValueError(f"tables and lists are nested deeper than {MOST_LEVELS}")
+    if _LONG_KEY.search(_TEXTS.sub("x", text)):
+        raise deep
+    content = tomllib.loads(text)
+    level: list[Any] = [content]
+    for _ in range(MOST_LEVELS):
+        if any(isinstance(item, int) and item.bit_length() > 63 for item in level):
+            raise ValueError("an integer has more than 64 bits")
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return content
+    raise deep
 
 
 def apply_overrides(content: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -152,7 +179,7 @@ def apply_overrides(content: Mapping[str, Any], overrides: Iterable[str]) -> dic
 def _parse_value(text: str) -> Any:
     """A TOML value, or the text itself."""
     try:
-        return tomllib.loads(f"value = {text.strip()}")["value"]
+        return _parse_toml(f"value = {text.strip()}")["value"]
     except (ValueError, KeyError, RecursionError):
         return text.strip()
 

@@ -18,14 +18,18 @@ import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.config import ExperimentConfig, TaskName, build_config, describe, did_you_mean, unknown_keys
 from tasks import get_task
 from tasks.errors import UserError
+from tasks.options import Positive
 
 if TYPE_CHECKING:
     from models.DPI.methods import Method
+
+
+MOST_EXPERIMENTS = 10_000
 
 
 def _methods() -> dict[str, type[Method]]:
@@ -52,8 +56,8 @@ class SweepModel(BaseModel):
 
     model: str
     name: str
-    windows: list[PositiveInt] = Field(min_length=1)
-    targets: list[PositiveInt] = Field(min_length=1)
+    windows: list[Positive] = Field(min_length=1)
+    targets: list[Positive] = Field(min_length=1)
 
 
 class Sweep(BaseModel):
@@ -79,6 +83,9 @@ def expand(content: Mapping[str, Any], source: str) -> list[ExperimentConfig]:
         sweep = Sweep.model_validate(content["sweep"])
     except ValidationError as error:
         raise UserError(f"{source}: sweep: {'; '.join(describe(error, Sweep.model_fields)[:3])}") from None
+    pairs = sum(len(model.windows) * len(model.targets) for model in sweep.models)
+    if (count := pairs * len(sweep.methods) * len(sweep.tasks)) > MOST_EXPERIMENTS:
+        raise UserError(f"{source}: sweep: {count:,} experiments are more than {MOST_EXPERIMENTS:,}; split the file")
     for name, keys in sweep.task.items():
         if complaints := unknown_keys(get_task(name), keys):
             raise UserError(f"{source}: sweep.task.{name}: {complaints[0]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tasks.errors import UserError
+from tasks.reading import lines_of, open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +38,8 @@ def read_rows(path: Path, required: Sequence[str]) -> list[Row]:
     shape than in `SHAPES`.
     """
     try:
-        with path.open("rb") as file:
-            return list(_parse(file, str(path), required))
+        with open_regular(path) as file:
+            return list(_parse(lines_of(file, str(path)), str(path), required))
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
 
@@ -50,15 +52,16 @@ def read_zipped_rows(archive: Path, name: str, required: Sequence[str]) -> list[
             if member is None:
                 raise UserError(f"{str(archive)!r} holds no {name!r}")
             with content.open(member) as file:
-                return list(_parse(file, f"{archive}:{member}", required))
-    except (OSError, zipfile.BadZipFile) as error:
+                source = f"{archive}:{member}"
+                return list(_parse(lines_of(file, source), source, required))
+    except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:  # also one with a password
         raise UserError(f"cannot read {str(archive)!r}: {error}; remove it to download it again") from None
 
 
 def find_in_folder(folder: Path, name: str, subfolders: Sequence[str]) -> Path:
     """The file of that name in a folder or in the first of its subfolders that has it. Raises `UserError`."""
     candidates = [folder / name, *(folder / subfolder / name for subfolder in subfolders)]
-    found = next((path for path in candidates if path.is_file()), None)
+    found = next((path for path in candidates if path.exists() and not path.is_dir()), None)
     if found is None:
         raise UserError(f"data_dir has no {name!r}: looked for {', '.join(str(path) for path in candidates)}")
     return found

@@ -33,6 +33,7 @@ from tasks.base import Engine, Line, Record, Task
 from tasks.errors import UserError
 from tasks.metrics.intervals import student
 from tasks.options import Options, Positive
+from tasks.reading import read_text
 from tasks.results import DETAIL_FILE, RESULT_FILE, Experiment, Score, detailed
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class PG19(Task):
     def prompt(
         self, options: PG19Options, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
     ) -> list[int]:
-        text = record["text"] if "text" in record else record["path"].read_text(encoding="utf-8", errors="replace")
+        text = record["text"] if "text" in record else read_text(record["path"])
         return list(tokenizer(text)["input_ids"])[: options.max_pe]
 
     @override

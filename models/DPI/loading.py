@@ -138,6 +138,9 @@ def resolve(model_name: str) -> Source:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"model: the folder {model_name} holds no config.json")
+        for path in sorted(folder.iterdir()):
+            if path.exists() and not (path.is_file() or path.is_dir()):  # to read it would take for ever
+                raise ValueError(f"model: {path} is a pipe or a device, no file; remove it")
         return Source(str(folder))
     if model_name.startswith((".", "/", "~")) or model_name.count("/") != 1:
         short = ", ".join(SHORT_NAMES)
