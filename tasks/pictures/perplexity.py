@@ -19,6 +19,8 @@ TICKS = 10
 """About so many on an axis; lengths in units of 1,024 are short and may be more."""
 MOST_ROOM = 2.0
 """Intervals of few texts are wide: so many times below and above the curves the axis may go for them."""
+FLAT = 3.0
+"""Curves within so many times the least perplexity lie flat beside one that goes to its square."""
 WIDEST, NARROWEST, STEP = 4.4, 1.2, 0.5
 """Of the curves, in points, from the first drawn to the last."""
 
@@ -31,25 +33,35 @@ def draw_perplexity(experiments: Sequence[Experiment]) -> Figure | None:
             panels.setdefault((experiment.model or "", experiment.window or 0), []).append(experiment)
     if not panels:
         return None
-    columns = min(COLUMNS, len(panels))
-    rows = math.ceil(len(panels) / columns)
+    drawn = [(*key, shown, near) for key, members in panels.items() for shown, near in _views(members)]
+    columns = min(COLUMNS, len(drawn))
+    rows = math.ceil(len(drawn) / columns)
     figure = style.new_figure(1 + 5.6 * columns, 0.9 + 4.2 * rows)
     axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat[len(panels) :]:
+    for axis in axes.flat[len(drawn) :]:
         axis.set_visible(False)
-    for axis, ((model, window), members) in zip(axes.flat, panels.items(), strict=False):
-        _curves(axis, members, window)
-        parts = (style.short_model(model), f"W = {window:,}" if window else "")
+    for axis, (model, window, members, near) in zip(axes.flat, drawn, strict=False):
+        _curves(axis, members, window, with_intervals=not near)
+        parts = (style.short_model(model), f"W = {window:,}" if window else "", "the lowest curves" if near else "")
         axis.set_title(style.plain(", ".join(part for part in parts if part)), fontsize=10, color=style.DARK)
         axis.set_ylabel("perplexity")
     counts = {score.count for experiment in experiments for score in _scores(experiment) if score.interval}
     texts = " and ".join(str(count) for count in sorted(count for count in counts if count))
-    note = f"Bars behind the curves' ends: 95 % intervals over {texts} texts, the same for all" if texts else ""
+    note = f"Bars behind the curves' ends: 95 % intervals over {texts} texts" if texts else ""
     style.write_caption(figure, style.caption_of([one for members in panels.values() for one in members], note))
     return figure
 
 
-def _curves(axis: Axes, experiments: Sequence[Experiment], window: int) -> None:
+def _views(members: Sequence[Experiment]) -> list[tuple[Sequence[Experiment], bool]]:
+    """All curves; and, where some rise so far that the others lie flat, these once more (True)."""
+    highest = [max(member.result.values()) for member in members]
+    least = min(value for member in members for value in member.result.values())
+    low = [member for member, value in zip(members, highest, strict=True) if value < FLAT * least]
+    hidden = len(low) > 1 and max(highest) > FLAT**2 * least
+    return [(members, False), *([(low, True)] if hidden else [])]
+
+
+def _curves(axis: Axes, experiments: Sequence[Experiment], window: int, *, with_intervals: bool) -> None:
     """One panel. Experiments of one method have its colour and differ in their lines and in how markers are filled."""
     settings: dict[str | None, int] = {}
     looks = zip(experiments, style.labels_of(experiments, ("target",)), style.fills_of(experiments), strict=True)
@@ -65,7 +77,7 @@ def _curves(axis: Axes, experiments: Sequence[Experiment], window: int) -> None:
             linewidth=max(NARROWEST, WIDEST - index * STEP), zorder=2 + 0.01 * index,
             markevery=(index % every, every), linestyle=style.LINE_STYLES[nth % len(style.LINE_STYLES)], label=label,
         )  # fmt: skip
-    ends = _intervals(axis, experiments, lengths[-1] - lengths[0] or lengths[-1])
+    ends = _intervals(axis, experiments, lengths[-1] - lengths[0] or lengths[-1]) if with_intervals else []
     _scale_perplexities(axis, [value for one in experiments for value in one.result.values()], ends)
     _scale_lengths(axis, lengths, window)
     style.tidy(axis)

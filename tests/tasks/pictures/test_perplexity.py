@@ -87,3 +87,21 @@ def test_a_wide_range_has_a_logarithmic_scale(highest: float, scale: str) -> Non
 def test_perplexities_of_nothing_are_no_picture() -> None:
     assert draw_perplexity([experiment("dpi-x", "dpi", {})]) is None
     assert draw_perplexity([]) is None
+
+
+def test_curves_that_lie_flat_beside_a_high_one_are_shown_again() -> None:
+    low = [
+        experiment("x", "dpi", {"1024": 10.0, "2048": 12.0}),
+        experiment("y", "repro_se", {"1024": 10.0, "2048": 11.0}),
+    ]
+    for highest, shown in ((80.0, 1), (100.0, 2)):
+        figure = draw_perplexity([*low, experiment("z", "repro_original", {"1024": 10.0, "2048": highest})])
+        assert figure is not None
+        assert len(figure.axes) == shown
+    near = figure.axes[1]
+    legend = near.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["GALI", "SelfExtend"]
+    assert near.get_title() == "model, W = 4,096, the lowest curves"
+    assert near.get_ylim()[1] < 13
+    assert draw_perplexity([low[0], experiment("z", "repro_original", {"1024": 10.0, "2048": 900.0})]) is not None
