@@ -24,7 +24,8 @@ def read_experiments(path: Path, overrides: list[str], only: list[str]) -> tuple
     """The experiments that a file and the command line ask for, and whether the file is a sweep."""
     content = read_toml(path)
     if sweep.is_sweep(content):
-        return sweep.select(sweep.expand(apply_overrides(content, overrides), str(path)), only), True
+        given = [override.partition("=")[0].strip() for override in overrides]
+        return sweep.select(sweep.expand(apply_overrides(content, overrides), str(path), given), only), True
     found = [build_config(apply_overrides(content, overrides), str(path))]
     return sweep.select(found, only), False
 

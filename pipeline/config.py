@@ -7,7 +7,7 @@ refused by name. Every mistake is a `UserError` of one line.
 
 from __future__ import annotations
 
-import difflib
+import copy
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -25,6 +25,8 @@ from pydantic import (
     model_validator,
 )
 
+from models.mistakes import complaints as complaints_of
+from models.mistakes import did_you_mean
 from tasks import canonical_task_name, get_task, task_names
 from tasks.base import Task
 from tasks.errors import UserError
@@ -127,23 +129,23 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def apply_overrides(content: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """A copy of a configuration with `key=value` overrides applied; `params.key` reaches into the parameters.
+    """A copy of a configuration with `key=value` overrides applied; `params.key` reaches into a table.
 
     Values are TOML; what is no TOML value is taken as a string, so that `method=repro_se` needs no quotes.
     """
-    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in content.items()}
+    result = copy.deepcopy(dict(content))
     for override in overrides:
         key, equals, text = override.partition("=")
         key = key.strip()
-        if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)?", key):
+        if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
             raise UserError(f"--set {override!r} is not of the form key=value")
-        head, _, tail = key.partition(".")
-        if not tail:
-            result[head] = _parse_value(text)
-        elif isinstance(result.setdefault(head, {}), dict):
-            result[head][tail] = _parse_value(text)
-        else:
-            raise UserError(f"--set {override!r}: {head!r} is not a table")
+        *tables, last = key.split(".")
+        place = result
+        for name in tables:
+            place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise UserError(f"--set {override!r}: {name!r} is not a table")
+        place[last] = _parse_value(text)
     return result
 
 
@@ -162,7 +164,7 @@ def build_config(content: Mapping[str, Any], source: str) -> ExperimentConfig:
     try:
         cfg = ExperimentConfig.model_validate({**run, "options": options})
     except ValidationError as error:
-        complaints = [*describe(error), *complaints]
+        complaints = [*complaints_of(error), *complaints]
     if complaints:
         raise UserError(f"{source}: {'; '.join(complaints[:MOST_COMPLAINTS])}")
     return cfg
@@ -182,7 +184,7 @@ def _build_options(name: Any, content: Mapping[str, Any]) -> tuple[Options, list
     try:
         return task.Options.model_validate(known), complaints
     except ValidationError as error:
-        return stand_in, [*complaints, *describe(error)]
+        return stand_in, [*complaints, *complaints_of(error)]
 
 
 def unknown_keys(task: Task, keys: Iterable[str]) -> list[str]:
@@ -209,26 +211,3 @@ def without_other_tasks(content: Mapping[str, Any], task: Task) -> dict[str, Any
 def _owners(key: str) -> list[str]:
     """The tasks that read a key."""
     return [name for name in task_names() if key in get_task(name).Options.model_fields]
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The nearest of the known words as the end of a complaint; empty where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def describe(error: ValidationError, known: Iterable[str] = ()) -> list[str]:
-    """Pydantic's complaints, each a piece of a line that names key and value. known: the keys that there are."""
-    return [_describe_one(item, known) for item in error.errors()]
-
-
-def _describe_one(item: Mapping[str, Any], known: Iterable[str]) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{did_you_mean(key, known)}"
-    if item["type"] == "missing":
-        return f"the key {key!r} is missing"
-    if item["type"] == "value_error":
-        message = str(item["ctx"]["error"])
-        return message if not key or key in message or key == "task" else f"{key}: {message}"
-    return f"{key} = {item['input']!r}: {item['msg']}"

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from pipeline.config import describe
+from models.mistakes import complaints
 from tasks.base import Line
 from tasks.errors import UserError
 
@@ -85,5 +85,5 @@ def _check(shape: type[_Shape], content: Any, place: str, advice: str) -> None:
     try:
         shape.model_validate(content)
     except ValidationError as error:
-        said = describe(error)[0]
+        said = complaints(error)[0]
         raise UserError(f"{place}: {said if len(said) < 300 else said[:300] + ' ...'}; {advice}") from None

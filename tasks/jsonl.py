@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from models.mistakes import requirement
 from tasks.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -107,4 +108,4 @@ def _check(row: Row, place: str) -> None:
             first = error.errors()[0]
             where = ".".join([name, *map(str, first["loc"])])
             said = repr(first["input"])
-            raise UserError(f"{place}: {where} = {said[:100]}: {first['msg']}") from None
+            raise UserError(f"{place}: {where} = {said[:100]}: {requirement(first)}") from None
