@@ -64,18 +64,18 @@ def _columns(folder: Path, task: Task, file: str, results: Mapping[str, Any]) ->
     """The scores of a result file. Raises `UserError`, from the error itself, where it has another shape."""
     try:
         found = task.columns(file, results)
-        return {printable(name): Score(*_numbers(score)) for name, score in found.items()}
+        return {printable(name): _checked(score) for name, score in found.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         said = f"{type(error).__name__}: {error}"
         raise UserError(f"{str(folder / file)!r} has not the shape that {task.name} writes ({said})") from error
 
 
-def _numbers(score: Score) -> tuple[float | None, float | None, int | None]:
-    """A score's three values. Raises `TypeError` for one that is no number."""
-    for value in (score.score, score.stderr, score.count):
+def _checked(score: Score) -> Score:
+    """The score. Raises `TypeError` where a value of it is no number."""
+    for value in (score.score, score.stderr, score.count, *(score.interval or ())):
         if isinstance(value, bool) or not isinstance(value, int | float | None):
             raise TypeError(f"{value!r} is no number")
-    return score.score, score.stderr, score.count
+    return score
 
 
 def is_ours(experiment: Experiment) -> bool:
@@ -213,11 +213,14 @@ def _excel_table(experiments: Sequence[Experiment], task: Task, file: str, colum
 
 
 def write_markdown(path: Path, experiments: Sequence[Experiment], task: Task, columns: Sequence[str]) -> None:
-    """All experiments in one table, scores with standard errors and without parameters, whole or not at all."""
+    """All experiments in one table, scores with their intervals and without parameters, whole or not at all."""
     rows = [scores_of(experiment, task, RESULT_FILE, columns) for experiment in experiments]
     cells = [
         {name: "" if value is None else markdown_cell(str(value)) for name, value in _head(experiment).items()}
-        | {markdown_cell(name): _cell(row[name], task.digits) for name in _shown(columns, rows)}
+        | {
+            markdown_cell(name): score.text(task.digits) if (score := row[name]) else ""
+            for name in _shown(columns, rows)
+        }
         for experiment, row in zip(experiments, rows, strict=True)
     ]
     table = pd.DataFrame(cells).to_markdown(index=False, disable_numparse=True)
@@ -238,13 +241,5 @@ def _shown(columns: Sequence[str], rows: Iterable[dict[str, Score | None]]) -> l
     return [*columns, *([AVERAGE] if any(row[AVERAGE] is not None for row in rows) else [])]
 
 
-def _cell(score: Score | None, digits: int) -> str:
-    """A score as people read it, such as "41.25 ± 0.80"."""
-    if score is None or score.score is None:
-        return ""
-    return _number(score.score, digits) + ("" if score.stderr is None else f" ± {_number(score.stderr, digits)}")
-
-
-def _number(value: float, digits: int) -> str:
-    """Whole numbers without decimals."""
-    return f"{value:g}" if float(value).is_integer() else f"{value:.{digits}f}"
+def _text(score: Score | None, digits: int) -> str:
+    return "" if score is None else score.text(digits)

@@ -116,8 +116,8 @@ def test_standard_errors_stand_behind_their_scores_where_any_is_known(tmp_path: 
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in written["squares.md"].read_text().splitlines()]
     assert rows[0] == []
     assert rows[2] == ["experiment", "method", "model", "window", "target", "status", "a", "b", "average"]
-    assert rows[4][3:] == ["4096", "16384", "complete", "41.26 ± 0.80", "7", "24.13"]
-    assert rows[5][3:] == ["4096", "16384", "complete", "3", "5", "4"]
+    assert rows[4][3:] == ["4096", "16384", "complete", "41.26 ± 0.80", "7.00", "24.13"]
+    assert rows[5][3:] == ["4096", "16384", "complete", "3.00", "5.00", "4.00"]
 
 
 @pytest.mark.parametrize("broken", [0, 1, 2])

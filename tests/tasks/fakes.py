@@ -1,8 +1,11 @@
-"""A byte tokenizer, chat templates and an engine that answers from a script, for tests of benchmarks."""
+"""A byte tokenizer, chat templates, an engine that answers from a script, and intervals of scores made another way."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -70,3 +73,31 @@ class FakeEngine:
 def options(task: str, **keys: object) -> Options:
     """The validated options of a benchmark, with a target of 4096 tokens where `keys` have no other."""
     return get_task(task).Options.model_validate({"max_pe": 4096, **keys})
+
+
+def inverted_score_test(mean: float, trials: float) -> tuple[float, float]:
+    """95 % interval of a proportion, in [0, 1]: every p whose score test, (mean − p)² n / p(1 − p), does not reject."""
+
+    def outermost(end: float) -> float:
+        kept, rejected = mean, end
+        for _ in range(80):
+            p = (kept + rejected) / 2
+            if (mean - p) ** 2 * trials <= 1.959964**2 * p * (1 - p):
+                kept = p
+            else:
+                rejected = p
+        return kept
+
+    return outermost(0.0), outermost(1.0)
+
+
+def interval_of_marks(marks: Sequence[float], unit: float = 100) -> Any:
+    """As result files have it, of marks in [0, 1]: by the trials that vary as much as the marks.
+
+    A quarter of a 0 and of a 1 are among the marks: all others count four times.
+    """
+    more = [*marks, *marks, *marks, *marks, 0.0, 1.0]
+    middle = statistics.fmean(more)
+    trials = len(marks) * middle * (1 - middle) / statistics.pvariance(more)
+    ends = inverted_score_test(statistics.fmean(marks), trials)
+    return pytest.approx(tuple(unit * end for end in ends), abs=unit * 2e-6)
