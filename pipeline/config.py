@@ -37,7 +37,8 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 MOST_COMPLAINTS = 3
 
 # Keys that may differ between two runs of one experiment: they choose records, hardware or memory, not predictions.
-RESUMABLE_KEYS = frozenset({"test", "tasks", "limit", "device", "device_map", "tp_plan"})
+# The commit of hub data is compared by what it stands for (`pipeline/experiment.py`).
+RESUMABLE_KEYS = frozenset({"test", "tasks", "limit", "device", "device_map", "tp_plan", "data_revision"})
 
 
 def _known_task(name: str) -> str:

@@ -20,7 +20,7 @@ from typing_extensions import override
 from tasks.base import Engine, Line, Record, Task
 from tasks.chat import chat_ids, has_llama2_template
 from tasks.errors import UserError
-from tasks.jsonl import find_in_folder, hub_file, read_rows
+from tasks.jsonl import find_in_folder, hub_file, hub_source, read_rows
 from tasks.leval_scores import DatasetScore, score_dataset
 from tasks.metrics.summary import average
 from tasks.options import Options
@@ -134,7 +134,7 @@ class LEval(Task):
         if options.data_dir is not None:
             path = find_in_folder(options.data_dir, name, _SUBFOLDERS)
         else:
-            path = hub_file(REPOSITORY, f"LEval/{'Exam' if dataset in CLOSED_ENDED else 'Generation'}/{name}")
+            path = hub_file(REPOSITORY, f"LEval/{'Exam' if dataset in CLOSED_ENDED else 'Generation'}/{name}", options)
         for number, row in enumerate(read_rows(path, FIELDS)):
             if row["evaluation"] not in EVALUATIONS:
                 continue
@@ -150,6 +150,14 @@ class LEval(Task):
                     "evaluation": row["evaluation"],
                     "turn": turn,
                 }
+
+    @override
+    def data_source(self, options: Options) -> dict[str, str] | None:
+        return hub_source(REPOSITORY, options)
+
+    @override
+    def most_new_tokens(self, options: Options, dataset: str) -> int:
+        return max_new_tokens(options) * (2 if dataset == "sci_fi" else 1)
 
     @override
     def prompt(self, options: Options, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:

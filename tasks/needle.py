@@ -81,6 +81,10 @@ class HiddenAnswer(Task):
         return [self.name]
 
     @override
+    def most_new_tokens(self, options: Options, dataset: str) -> int:
+        return options.max_new_tokens or MAX_NEW_TOKENS
+
+    @override
     def predict(self, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
         ids = self.prompt(options, dataset, record, engine.tokenizer)
         generation = engine.generate(ids, options.max_new_tokens or MAX_NEW_TOKENS)

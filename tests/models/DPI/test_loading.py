@@ -109,6 +109,8 @@ def test_a_target_out_of_reach(folder: Path, method: str, params: dict[str, Any]
         ({"max_position_embeddings": 16}, "window_size = 16 must be smaller than the model's window of 16 tokens"),
         ({"dtype": "float8"}, "dtype is 'float8'; it must be one of bfloat16"),
         ({"device": "gpu"}, "device is 'gpu'; it must be cpu"),
+        ({"device_map": "atuo"}, "device_map is 'atuo'; it must be one of auto"),
+        ({"tp_plan": "colwise"}, "tp_plan is 'colwise'; it must be 'auto'"),
     ],
 )
 def test_a_mistake_in_the_options(folder: Path, options: dict[str, Any], said: str) -> None:
