@@ -38,7 +38,7 @@ def test_the_dtype_is_the_loaders(keys: dict[str, str], dtype: torch.dtype) -> N
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "device": ({"device": "gpu"}, "device is 'gpu'; it must be cpu"),
     "absent device": ({"device": "cuda:99"}, "device is 'cuda:99', but this machine has"),
-    "placed twice": (
+    "placed twice": ({"device": "cpu", "device_map": "auto"}, "device = 'cpu' goes with neither device_map"),
         {"device": "cpu", "device_map": "auto"},
         "device = 'cpu' goes with neither device_map nor tp_plan",
     ),
