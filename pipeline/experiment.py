@@ -63,7 +63,25 @@ def run_experiment(
             before = store.read_run(folder) if store.has_predictions(folder) else None
             record = run_record(cfg, window, workers.processes, records, before, model_revision)
             store.write_json(folder / store.RUN_FILE, record)
-        return run_records(task, cfg.options, lambda: load_engine(cfg), folder, records, workers)
+
+        def load() -> Engine:
+            engine = load_engine(cfg)
+            if workers.is_main:
+                _note_device(folder, cfg, workers)
+            return engine
+
+        return run_records(task, cfg.options, load, folder, records, workers)
+
+
+def _note_device(folder: Path, cfg: ExperimentConfig, workers: Workers) -> None:
+    """Put into the run record what predicts from now on, behind what did before a run was resumed elsewhere."""
+    from models.DPI.loading import device_name
+
+    record = store.read_run(folder)
+    assert record is not None
+    name = device_name(cfg.device or workers.device())
+    names = [*(record["device"].split(", ") if record["device"] else []), name]
+    store.write_json(folder / store.RUN_FILE, {**record, "device": ", ".join(dict.fromkeys(names))})
 
 
 def read_experiment(
@@ -189,6 +207,7 @@ def run_record(
         "data": get_task(cfg.task).data_source(cfg.options),
         "model_revision": model_revision,
         "versions": {"python": platform.python_version(), **_package_versions()},
+        "device": (before or {}).get("device"),
         "git_revision": git_revision(),
         "processes": processes,
         "started": (before or {}).get("started", now),

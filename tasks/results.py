@@ -89,7 +89,7 @@ class Experiment:
     """A scored experiment. What only a run record knows is None for files that another program wrote.
 
     window, target: in tokens. status: `COMPLETE`, `NO_RUN_RECORD`, or what is missing. results: contents of the result
-    files by name. scores: by name of the result file, then by column (`Task.columns`).
+    files by name. scores: by name of the result file, then by column (`Task.columns`). device: the hardware's name.
     """
 
     name: str
@@ -101,6 +101,7 @@ class Experiment:
     status: str
     results: Mapping[str, Any]
     scores: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
+    device: str | None = None
 
     @property
     def needs_mark(self) -> bool:
