@@ -7,6 +7,7 @@ import logging
 from rich.console import Console
 
 from pipeline import store
+from pipeline.chosen import ALL, chosen_experiments, holds_anything
 from pipeline.cli import EXIT_BAD_EXPERIMENT, EXIT_DONE, add_task_option, complain, make_parser, run_script
 from pipeline.report import read_experiments, write_collection
 from pipeline.text import printable
@@ -24,12 +25,11 @@ def main(argv: list[str]) -> int:
                         help="experiment, whose folder gets the files; or all (default)")  # fmt: skip
     arguments = parser.parse_args(argv)
     task = get_task(arguments.task)
-    if arguments.exp == "all":
-        folders, out = store.list_experiments(arguments.results, task), arguments.results / task.folder
-    else:
-        out = store.experiment_folder(arguments.results, task, arguments.exp)
-        folders = [out]
-        if not out.is_dir() or not store.belongs_to(out, task):
+    folders = chosen_experiments(arguments.results, task, arguments.exp, holds_anything)
+    out = arguments.results / task.folder
+    if arguments.exp != ALL:
+        [out] = folders
+        if not store.belongs_to(out, task):
             raise UserError(f"{str(out)!r} is no experiment of task {task.name!r}; pred.py writes them")
     experiments, problems = read_experiments(folders, task)
     if problems and len(folders) == 1:

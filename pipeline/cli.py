@@ -34,6 +34,7 @@ EXIT_BAD_EXPERIMENT = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
+DEFAULT_RESULTS = Path("results")
 LOG_FILE = "errors.log"
 """In the results folder: tracebacks of what ended a run with one line."""
 
@@ -49,7 +50,7 @@ class Parser(argparse.ArgumentParser):
 def make_parser(description: str) -> Parser:
     """A parser with the options that every script has."""
     parser = Parser(description=description, allow_abbrev=False)
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="results folder")
+    parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS, metavar="DIR", help="results folder")
     parser.add_argument("--verbose", action="store_true", help="log details, with tracebacks of failed records")
     return parser
 

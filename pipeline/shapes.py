@@ -45,6 +45,7 @@ class RunShape(_Shape):
     datasets: dict[str, DatasetCount] = Field(default_factory=dict)
     versions: dict[str, Any] = Field(default_factory=dict)
     device: str | None = None
+    data: dict[str, Any] | None = None
 
 
 class ScoredShape(_Shape):

@@ -231,9 +231,13 @@ def test_validate_method_says_the_same(folder: Path) -> None:
         dpi.validate_method("repro_se", SE, 64, 161)
 
 
-def test_a_hub_id_is_left_to_transformers() -> None:
+@pytest.mark.parametrize(("said", "options"), [(None, {}), ("no route", {"local_files_only": True})])
+def test_a_hub_id_is_left_to_transformers_or_the_cache(
+    monkeypatch: pytest.MonkeyPatch, said: str | None, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("models.hub.silence", lambda: said)
     source = resolve("owner/name")
-    assert (source.folder, source.options) == ("owner/name", {})
+    assert (source.folder, source.options) == ("owner/name", options)
 
 
 def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
