@@ -12,6 +12,7 @@ import logging
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -45,26 +46,24 @@ def silence() -> str | None:
 
 def file_of_dataset(repository: str, name: str, revision: str) -> Path:
     """A file of a data set repository, downloaded or from the cache. Raises `OSError`, one line, if neither can be."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
 
     why = silence()
+    options: Any = {"repo_type": "dataset", "revision": revision, "cache_dir": constants.HF_HUB_CACHE}
     try:
-        return Path(
-            hf_hub_download(repository, name, repo_type="dataset", revision=revision, local_files_only=why is not None)
-        )
+        return Path(hf_hub_download(repository, name, local_files_only=why is not None, **options))
     except OSError as error:  # the hub's own errors are among them
         raise OSError(_reason(error, why)) from None
 
 
 def folder_of_dataset(repository: str, revision: str) -> Path:
     """The folder with all files of a data set repository. Raises `OSError` as `file_of_dataset` does."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     why = silence()
+    options: Any = {"repo_type": "dataset", "revision": revision, "cache_dir": constants.HF_HUB_CACHE}
     try:
-        return Path(
-            snapshot_download(repository, repo_type="dataset", revision=revision, local_files_only=why is not None)
-        )
+        return Path(snapshot_download(repository, local_files_only=why is not None, **options))
     except OSError as error:
         raise OSError(_reason(error, why)) from None
 
@@ -78,19 +77,17 @@ def commit_of_dataset(repository: str, revision: str | None) -> str:
     """
     if revision is not None and _COMMIT.fullmatch(revision):
         return revision
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.file_download import repo_folder_name
+
     why = silence()
     if why is None:
-        from huggingface_hub import HfApi
-
         try:
-            found = HfApi().dataset_info(repository, revision=revision, timeout=PATIENCE * 3).sha
+            found = HfApi(constants.ENDPOINT).dataset_info(repository, revision=revision, timeout=PATIENCE * 3).sha
         except Exception as error:  # as in `silence`; a name that there is not is among them
             raise OSError(_reason(error, None)) from None
         if found:
-            return found
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
+            return str(found)
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="dataset")
     try:
         return (folder / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()

@@ -74,6 +74,8 @@ def test_eval_of_l_eval_without_code_u_scores_the_others_and_names_it(place: Pat
     line = {"pred": "A", "gt": "A", "evaluation": "exam", "query": "?"}
     for dataset in ("coursera", "gsm100", "quality", "tpo", "sci_fi", "topic_retrieval_longchat"):
         name = f"{dataset}.pred.jsonl" if dataset == "tpo" else f"{dataset}.jsonl"
+        if dataset == "sci_fi":
+            line = {**line, "gt": "True [fact: False]"}
         write_lines(place / "results/le/pred/theirs" / name, [line, {**line, "pred": "B"}])
     code, out, _ = run("eval", "--task", "leval", "--exp", "theirs")
     assert code == 0
