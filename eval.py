@@ -17,6 +17,7 @@ from pipeline.cli import (
     make_parser,
     run_script,
 )  # fmt: skip
+from pipeline.help import tasks_help
 from pipeline.score_table import say, show_scores
 from pipeline.scoring import NothingPredictedError, score_experiment
 from tasks import get_task
@@ -25,9 +26,17 @@ from tasks.errors import UserError
 logger = logging.getLogger("eval")
 
 
+EXAMPLE = "example:\n  python eval.py --task longbench --exp dpi-llama2-7b-4k-to-16k\n"
+
+
+def details() -> str:
+    """The end of the help."""
+    return f"{EXAMPLE}\n{tasks_help()}"
+
+
 def main(argv: list[str]) -> int:
     """Score what the command line asks for; returns the exit code."""
-    parser = make_parser(__doc__ or "")
+    parser = make_parser(__doc__ or "", details)
     add_task_option(parser)
     parser.add_argument("--exp", required=True, metavar="NAME", help="experiment, or all")
     arguments = parser.parse_args(argv)

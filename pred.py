@@ -12,6 +12,7 @@ from rich.console import Console
 from pipeline import sweep
 from pipeline.cli import EXIT_DONE, EXIT_FAILED_RECORDS, make_parser, run_script
 from pipeline.config import ExperimentConfig, apply_overrides, build_config, read_toml
+from pipeline.help import keys_help, methods_help, tasks_help
 
 logger = logging.getLogger("pred")
 
@@ -26,9 +27,26 @@ def read_experiments(path: Path, overrides: list[str], only: list[str]) -> tuple
     return sweep.select(found, only), False
 
 
+EXAMPLE = """example:
+  python pred.py --cfg expcfg/quickstart/needle.toml --dry-run
+  python pred.py --cfg expcfg/quickstart/needle.toml --set max_pe=2048
+"""
+
+
+def details() -> str:
+    """The end of the help."""
+    return f"{EXAMPLE}\n{methods_help()}\n\n{tasks_help()}\n\n{keys_help()}"
+
+
+def _is_no_reminder(record: logging.LogRecord) -> bool:
+    """False for transformers' reminder that a prompt is longer than the model's window: here it is meant to be."""
+    return "exceeded the model's predefined maximum length" not in record.getMessage()
+
+
 def main(argv: list[str]) -> int:
     """Run what the command line asks for; returns the exit code."""
-    parser = make_parser(__doc__ or "")
+    logging.getLogger("transformers.generation.stopping_criteria").addFilter(_is_no_reminder)
+    parser = make_parser(__doc__ or "", details)
     parser.add_argument("--cfg", type=Path, required=True, metavar="FILE", help="configuration, or sweep (TOML)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                         help="override a key, such as params.group_size=3; may be repeated")  # fmt: skip

@@ -67,10 +67,10 @@ class ExperimentConfig(BaseModel):
     limit: Positive | None = Field(None, description="at most this many records per data set")
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="None: bf16 on GPU, fp32 on CPU")
-    device: str | None = None
-    attn_impl: str = "auto"
-    device_map: str | dict[str, int | str] | None = None
-    tp_plan: str | None = None
+    device: str | None = Field(None, description="cpu, cuda, cuda:0, ...; None: a GPU if there is one")
+    attn_impl: str = Field("auto", description="how attention is computed: auto, triton, flash, sdpa, reference")
+    device_map: str | dict[str, int | str] | None = Field(None, description="auto: a model over several GPUs")
+    tp_plan: str | None = Field(None, description="auto: a model in pieces over the processes of torchrun")
     trust_remote_code: Annotated[bool, Field(strict=True)] = Field(False, description="run a model's own Python files")
 
     options: SerializeAsAny[Options] = Field(description="the benchmark's own, an instance of its `Options`")

@@ -147,7 +147,11 @@ def test_importing_styles_and_labels_leaves_the_backend() -> None:
         ("import pred, eval, collect_results", ["torch", "matplotlib", "transformers", "datasets"]),
         (
             "import tasks; [tasks.get_task(name) for name in tasks.task_names()]",
-            ["matplotlib", "transformers", "datasets"],
+            ["torch", "matplotlib", "transformers", "datasets"],
+        ),
+        (
+            "import pred, eval, collect_results; pred.details(), eval.details(), collect_results.details()",
+            ["torch", "matplotlib", "transformers", "datasets"],
         ),
     ],
 )
