@@ -13,6 +13,7 @@ import os
 import shlex
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,7 +58,11 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser(description: str, details: Callable[[], str] | None = None) -> Parser:
     """A parser with the options that every script has. details: the end of its help."""
-    parser = Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        description=textwrap.fill(description, 78),
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.details = details
     parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS, metavar="DIR", help="results folder")
     parser.add_argument("--verbose", action="store_true", help="log details, with tracebacks of failed records")

@@ -1,12 +1,14 @@
 """What the three scripts show on a terminal of 80 columns, and what they leave behind."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import pred
 from pipeline import store
 from tests.test_cli import ROOT, Run, model, place, run, snapshot
 
@@ -236,3 +238,30 @@ def test_the_papers_sweep_fits_the_terminal(place: Path, run: Run) -> None:
     check_width(out)
     assert rows_of(out)["dynamic_ntk-llama3-8b-2k-to-32k"] == ["2,048", "32,768", "4"]
     assert rows_of(out)["longbench"] == ["84"]
+
+
+def test_only_the_reminder_of_the_length_is_silenced(place: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of 150 tokens on a window of 64. Without the filter transformers reminds, once a process."""
+    logger = logging.getLogger("transformers.generation.stopping_criteria")
+    said: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: said.append(record.getMessage()))
+    logger.addHandler(handler)
+    once: Any = logging.Logger.warning_once  # type: ignore[attr-defined]
+    silent = pred._is_no_reminder
+    for filtered in (True, False):
+        if not filtered:
+            logger.removeFilter(silent)
+            monkeypatch.setattr(pred, "_is_no_reminder", lambda record: True)
+        once.cache_clear()
+        assert run("pred", "--cfg", "needle.toml", "--limit", "1", "--overwrite")[0] == 0
+        assert any("predefined maximum length" in text for text in said) != filtered
+    logger.removeHandler(handler)
+    logger.filters.clear()
+    logger.addFilter(silent)
+    said.clear()
+    logger.addHandler(handler)
+    logger.warning("something else")
+    assert said == ["something else"]
+    logger.removeHandler(handler)
+    logger.filters.clear()
