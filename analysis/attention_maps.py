@@ -23,7 +23,7 @@ from analysis.pictures import panels
 from models.DPI.attention.bands import Plan
 from models.DPI.attention.reference import masked_logits_of, probabilities_of
 from models.DPI.patches.Llama import observe
-from tasks.pictures.style import DASHES, MAP, WINDOW_COLOUR, mark_window, new_figure, style_of, tidy
+from tasks.pictures.style import DARK, DASHES, MAP, WINDOW_COLOUR, mark_window, new_figure, style_of, tidy
 
 BLOCK = 256
 """Queries whose probabilities or logits exist at a time, for all heads of one layer."""
@@ -184,6 +184,8 @@ def _quantile(values: Tensor, q: float) -> float:
 
 CELLS = 96
 """Side of a map in a picture; each cell is the mean of a square of entries."""
+COLUMNS = 4
+"""At most so many maps beside each other."""
 
 
 def draw_maps(maps: Mapping[str, Tensor], window: int) -> Figure:
@@ -191,21 +193,21 @@ def draw_maps(maps: Mapping[str, Tensor], window: int) -> Figure:
     small = {name: thumbnail(attention, CELLS).cpu() for name, attention in maps.items()}
     small = {name: cells.masked_fill(cells == 0, math.nan) for name, cells in small.items()}
     lengths = {name: attention.shape[-1] for name, attention in maps.items()}
-    return _draw(small, lengths, window, LogNorm, "attention probability, mean over heads and layers")
+    return _draw(small, lengths, window, LogNorm, "attention probability,\nmean over heads and layers")
 
 
 def draw_logit_maps(maps: Mapping[str, Tensor], window: int) -> Figure:
     """Maps (T, T) of methods' mean logits on one linear scale, with the same lines as `draw_maps`."""
     small = {name: logit_thumbnail(logits, CELLS).cpu() for name, logits in maps.items()}
     lengths = {name: logits.shape[-1] for name, logits in maps.items()}
-    return _draw(small, lengths, window, Normalize, "attention logit, mean over heads and layers")
+    return _draw(small, lengths, window, Normalize, "attention logit,\nmean over heads and layers")
 
 
 def _draw(
     small: Mapping[str, Tensor], lengths: Mapping[str, int], window: int, scale: type[Normalize], label: str
 ) -> Figure:
     """A panel per method. small: thumbnails, NaN where nothing is. lengths: T of the maps. scale: of the colours."""
-    figure, axes = panels(len(small), 4, (2.75, 2.85), (0.9, 0.2), ("key j, tokens", "query i, tokens"))
+    figure, axes = panels(len(small), COLUMNS, (2.75, 2.85), (0.9, 0.2), ("key j, tokens", "query i, tokens"))
     cells = next(iter(small.values()))
     values = cells[cells.isfinite()]
     norm = scale(float(values.quantile(0.02)), float(values.quantile(0.995)))
@@ -223,11 +225,11 @@ def _draw(
         axis.annotate("i − j = W", (length - window, length), xytext=(-14, 12), textcoords="offset points", fontsize=8,
                       color=WINDOW_COLOUR, ha="right", va="bottom",
                       bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"})  # fmt: skip
-        style = style_of(name)
-        axis.set_title(style.label, fontsize=10, color=style.colour)
+        axis.set_title(style_of(name).label, fontsize=10, color=DARK)
         axis.tick_params(labelsize=8)
-    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.015, extend="both")
-    bar.set_label(label)
+    # The label must fit beside the bar, which beside one row of panels is short.
+    bar = figure.colorbar(image, ax=axes, shrink=0.9 if len(small) <= COLUMNS else 0.6, pad=0.015, extend="both")
+    bar.set_label(label, fontsize=9)
     return figure
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from analysis.pictures import panels
 from models.DPI.methods import Method, Rope
-from tasks.pictures.style import MAP, WINDOW_COLOUR, style_of
+from tasks.pictures.style import DARK, MAP, WINDOW_COLOUR, style_of
 
 SLOWEST = -1
 
@@ -72,7 +72,7 @@ def draw(distances: Mapping[str, Distances], window: int, notes: Mapping[str, st
     for axis, (method, seen) in zip(axes, distances.items(), strict=True):
         image = _panel(axis, seen, window)
         style = style_of(method)
-        axis.set_title(f"{style.label}\n{notes[method]}", fontsize=9, color=style.colour)
+        axis.set_title(f"{style.label}\n{notes[method]}", fontsize=9, color=DARK)
     bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.015, extend="max")
     bar.set_label("distance seen, thousand tokens", fontsize=9)
     bar.ax.yaxis.set_major_formatter(FuncFormatter(_thousands))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tqdm.auto import tqdm
 
 from analysis.study import Subject, each_method
+from models.DPI.loading import device_name
 from pipeline.engine import ModelEngine
 from tasks import get_task
 from tasks.base import Record, Task
@@ -59,6 +60,7 @@ def _run(subject: Subject, task: Task, options: Options, records: Sequence[Recor
             status=COMPLETE,
             results=results,
             scores=scores,
+            device=device_name(engine.model.device),
         )
         found.append(experiment)
     return found

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from benchmarks.machine import machine
 from models.DPI.dpi import get_model_and_tokenizer
 from models.DPI.losses import mean_loss_beyond
 from models.DPI.methods import METHODS, build_method
@@ -66,7 +66,7 @@ def main() -> None:
         loss = mean_loss_beyond(model, ids, window)
         table.add_row(label, f"{loss:.4f}", f"{time.perf_counter() - began:.1f}")
     Console().print(table)
-    Console().print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    Console().print(machine())
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class HiddenAnswer(Task):
     """A benchmark that hides an answer and looks for it in the prediction: `needle` and `passkey_retrieval`."""
 
     folder: ClassVar[str] = "needle/pred"
-    digits: ClassVar[int] = 4
+    digits: ClassVar[int] = 3
 
     @override
     def datasets(self) -> list[str]:
@@ -163,7 +163,7 @@ class NeedleTask(HiddenAnswer):
     def draw(self, experiments: Sequence[Experiment]) -> Figure | None:
         from tasks.pictures.needle import draw_needles
 
-        return draw_needles(experiments)
+        return draw_needles(experiments, self.digits)
 
 
 def prompt_lengths(options: NeedleOptions) -> list[int]:

@@ -183,9 +183,9 @@ def test_a_toy_method_and_a_toy_benchmark_go_through_everything(
     folders = store.list_experiments(place / "results", TASK)
     figure = TASK.draw([report.read_experiment(folder, TASK) for folder in folders])
     assert figure is not None
-    legend = figure.axes[0].get_legend()
-    assert legend is not None
-    assert {text.get_text() for text in legend.get_texts()} == {"Toy interpolation", "original"}
+    shown = {label.get_text() for label in figure.axes[0].get_yticklabels()}
+    assert shown == {"Toy interpolation (limited)", "original (limited)"}
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == ["animals (2)", "colours (2)"]
 
 
 def close_to(picture: np.ndarray[Any, Any], colour: str) -> int:

@@ -7,6 +7,8 @@ nothing here chooses a backend.
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
@@ -22,9 +24,23 @@ DASHES = (0, (4, 2))
 MISSING_COLOUR = "#DDDDDD"
 WINDOW_COLOUR = "#D00000"
 GRID = "#E5E5E5"
+STRIPE = "#F5F5F5"
+DARK = "#222222"
+"""Of titles: methods' own colours are too light to read on white."""
+QUIET = "#555555"
 MAP = "cividis"
 RESOLUTION = 150
 """Dots per inch."""
+CHARACTERS_PER_INCH = 17
+"""Of a caption."""
+
+FILLS: tuple[dict[str, Any], ...] = (
+    {"fillstyle": "full"},
+    {"fillstyle": "full", "markerfacecolor": "white"},
+    {"fillstyle": "left", "markerfacecoloralt": "white"},
+    {"fillstyle": "bottom", "markerfacecoloralt": "white"},
+)
+"""Keywords of markers that would else look the same."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +81,113 @@ def mark_window(axis: Axes, window: float, *, label: str | None = None, top: boo
     )  # fmt: skip
 
 
-def title_of(experiment: Experiment, separator: str = "\n") -> str:
-    """The experiment's name, with its status behind it where something is missing."""
-    return f"{experiment.name}{separator}({experiment.status})" if experiment.needs_mark else experiment.name
+def name_window_beyond(axis: Axes, window: float) -> None:
+    """The window's name at the right end of an axis that does not reach it."""
+    axis.annotate(
+        f"W = {window:,.15g} →", (1, 1), xycoords="axes fraction", xytext=(-4, -9), textcoords="offset points",
+        ha="right", fontsize=8, color=WINDOW_COLOUR,
+        bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+    )  # fmt: skip
+
+
+def labels_of(experiments: Sequence[Experiment], apart: Sequence[str] = ("model", "window", "target")) -> list[str]:
+    """What experiments are called beside each other: methods, with what they differ in, and what is missing of them.
+
+    apart: which of model, window and target are told where they differ; a picture may have them elsewhere. Parameters
+    are told of experiments that would else be called the same, and their names where parameters do not differ either.
+    An experiment of an unknown method goes by its name.
+    """
+    found = [
+        style_of(experiment.method).label if experiment.method in METHODS else experiment.name
+        for experiment in experiments
+    ]
+    for name in apart:
+        values = [_facet(experiment, name) for experiment in experiments]
+        if len(set(values)) > 1:
+            found = _with(found, values)
+    found = _with(found, _among_namesakes(found, experiments, _different_params))
+    found = _with(found, _among_namesakes(found, experiments, lambda members: [one.name for one in members]))
+    return [
+        plain(f"{label} ({experiment.status})" if experiment.needs_mark else label)
+        for label, experiment in zip(found, experiments, strict=True)
+    ]
+
+
+def _with(labels: Sequence[str], more: Sequence[str]) -> list[str]:
+    return [f"{label}, {text}" if text else label for label, text in zip(labels, more, strict=True)]
+
+
+def _facet(experiment: Experiment, name: str) -> str:
+    value = getattr(experiment, name)
+    if value is None:
+        return ""
+    if name == "model":
+        return short_model(value)
+    return f"W = {value:,}" if name == "window" else f"to {value:,}"
+
+
+def _among_namesakes(
+    labels: Sequence[str],
+    experiments: Sequence[Experiment],
+    tell: Callable[[Sequence[Experiment]], Sequence[str]],
+) -> list[str]:
+    """What `tell` says of the experiments that share a label; nothing of the others."""
+    found = [""] * len(labels)
+    for label in set(labels):
+        places = [place for place, other in enumerate(labels) if other == label]
+        if len(places) > 1:
+            for place, text in zip(places, tell([experiments[place] for place in places]), strict=True):
+                found[place] = text
+    return found
+
+
+def _different_params(experiments: Sequence[Experiment]) -> list[str]:
+    names = sorted({name for experiment in experiments for name in experiment.params})
+    different = [name for name in names if len({repr(one.params.get(name)) for one in experiments}) > 1]
+    return [", ".join(f"{name} {one.params[name]}" for name in different if name in one.params) for one in experiments]
+
+
+def fills_of(experiments: Sequence[Experiment]) -> list[dict[str, Any]]:
+    """How markers are filled, in turn among the experiments of one method."""
+    seen: dict[str | None, int] = {}
+    found = []
+    for experiment in experiments:
+        nth = seen[experiment.method] = seen.get(experiment.method, -1) + 1
+        found.append(FILLS[nth % len(FILLS)])
+    return found
+
+
+def plain(text: str) -> str:
+    """The text of a file as a picture's text, in which dollars would begin a formula."""
+    return text.replace("$", r"\$")
+
+
+def short_model(name: str) -> str:
+    """A model's name without its owner or folder."""
+    return name.rstrip("/").split("/")[-1]
+
+
+def caption_of(experiments: Sequence[Experiment], *more: str) -> str:
+    """What the figures are of: model, window, target and device as far as they are known, then `more`."""
+
+    def known(values: Iterable[Any]) -> list[Any]:
+        return list(dict.fromkeys(value for value in values if value is not None))
+
+    windows = sorted(known(experiment.window for experiment in experiments))
+    targets = sorted(known(experiment.target for experiment in experiments))
+    facts = (
+        ", ".join(known(short_model(experiment.model) if experiment.model else None for experiment in experiments)),
+        f"W = {' and '.join(f'{window:,}' for window in windows)}" if windows else "",
+        f"target {' and '.join(f'{target:,}' for target in targets)} tokens" if targets else "",
+        ", ".join(known(experiment.device for experiment in experiments)),
+    )
+    return ". ".join(part for part in ("; ".join(fact for fact in facts if fact), *more) if part) + "."
+
+
+def write_caption(figure: Figure, text: str) -> None:
+    """Below a figure, in lines as long as the figure is wide."""
+    width = int(figure.get_figwidth() * CHARACTERS_PER_INCH)
+    figure.supxlabel(plain("\n".join(textwrap.wrap(text, width))), x=0.01, ha="left", fontsize=7.5, color=QUIET)
 
 
 Target = TypeVar("Target", Path, BinaryIO)

@@ -89,7 +89,8 @@ def test_a_new_method_finds_needles(toy: type[Toy], subject: Subject) -> None:
     assert found["GALI"].scores["result.json"]["900"].score == 1
     figure = get_task("needle").draw(list(found.values()))
     assert figure is not None
-    assert set(found) <= {axis.get_title() for axis in figure.axes}
+    assert set(found) <= {axis.get_title().split("\n")[0] for axis in figure.axes}
+    assert "CPU" in figure.get_supxlabel()
 
 
 def test_a_new_method_has_a_perplexity(toy: type[Toy], subject: Subject) -> None:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
+from matplotlib.collections import LineCollection
 
 from analysis.trends import COLUMNS, collect_trends, draw
 from pipeline import store
@@ -30,12 +32,25 @@ def test_trends_take_what_is_scored(tmp_path: Path) -> None:
         [32768, 40, 2, True],
     ]
     assert set(found["model"]) == {"model"}
+    assert found[["low", "high"]].isna().all().all()
     assert collect_trends(tmp_path, "leval").empty
+    known = {"score": 30.0, "stderr": 2.0, "count": 5, "interval": [26.0, 33.0]}
+    other = {**known, "score": 50.0, "interval": [46.0, 53.0]}
+    results = tmp_path / get_task("longbench").folder / "b-32k"
+    store.write_json(results / "result_detail.json", {"datasets": {"lcc": {"all": known}, "trec": {"all": other}}})
+    row = collect_trends(tmp_path, "longbench").iloc[1]
+    assert (row["low"], row["high"]) == pytest.approx((40 - 32**0.5 / 2, 40 + 18**0.5 / 2))
 
 
 def test_trends_draw_the_best_of_a_target() -> None:
-    rows = [("longbench", "m", "dpi", "a", 16384, 20.0, 1, True), ("longbench", "m", "dpi", "b", 16384, 30.0, 1, False)]
+    rows = [
+        ("longbench", "m", "dpi", "a", 16384, 20.0, 1, True, 9.0, 31.0),
+        ("longbench", "m", "dpi", "b", 16384, 30.0, 1, False, 25.0, 36.0),
+    ]
     figure = draw(pd.DataFrame(rows, columns=COLUMNS))
     line, hollow = figure.axes[0].lines
     assert np.asarray(line.get_xydata()).tolist() == [[16, 30]]
     assert np.asarray(hollow.get_xydata()).tolist() == [[16, 30]]
+    (bars,) = figure.axes[0].collections
+    assert isinstance(bars, LineCollection)
+    assert [part.tolist() for part in bars.get_segments()] == [[[16, 25], [16, 36]]]

@@ -17,10 +17,13 @@ def experiment(
     status: str = COMPLETE,
     model: str = "some/model",
     detail: dict[str, Any] | None = None,
+    target: int = 16384,
+    params: dict[str, Any] | None = None,
+    device: str | None = None,
 ) -> Experiment:
     """An experiment with `result` in its "result.json" and, where it has one, `detail` in "result_detail.json"."""
     results = {"result.json": result} if detail is None else {"result.json": result, "result_detail.json": detail}
-    return Experiment(name, method, model, window, 16384, {}, status, results)
+    return Experiment(name, method, model, window, target, params or {}, status, results, device=device)
 
 
 def cells(score: Callable[[int, float], float]) -> list[Cell]:
