@@ -193,11 +193,11 @@ def _show_time(
         {count.name: (count.records, count.prompt_tokens) for count in counts},
         {count.name: task.most_new_tokens(cfg.options, count.name) for count in counts},
     )
-    new = f", new tokens at most {timing.duration(generation)}" if generation else ""
+    new = f", new tokens {timing.duration(generation)} at most" if generation else ""
     _say(
         console,
-        f"time in one process here: about {timing.duration(prompts + generation)} "
-        f"(prompts {timing.duration(prompts)}{new})\n"
+        f"time in one process here: {timing.duration(prompts + generation)}\n"
+        f"  prompts {timing.duration(prompts)}{new}\n"
         f"  from {speed.tokens:,} tokens and {timing.NEW_TOKENS} new ones, measured in {speed.seconds:.1f} s",
     )
     return prompts + generation

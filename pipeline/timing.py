@@ -92,13 +92,13 @@ def estimate(
 
 
 def duration(seconds: float) -> str:
-    """As people say it: "under 10 s", "40 s", "12 min", "3.5 h", "4 days"."""
+    """As people say it: "under 10 s", "about 40 s", "about 12 min", "about 3.5 h", "about 4 days"."""
     if seconds < 10:
         return "under 10 s"
     if seconds < 100:
-        return f"{round(seconds, -1):.0f} s"
+        return f"about {round(seconds, -1):.0f} s"
     if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
+        return f"about {seconds / 60:.0f} min"
     if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.0f} days"
+        return f"about {seconds / 3600:.1f} h"
+    return f"about {seconds / 86400:.0f} days"

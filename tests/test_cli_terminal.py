@@ -197,7 +197,7 @@ def test_a_dry_run_counts_and_measures_and_writes_nothing(place: Path, run: Run)
     check_width(out)
     assert rows_of(out)["needle"] == ["6", "150", "150", "150", "150", "150", "100%"]
     assert "GiB" in out
-    assert "time in one process here: about under 10 s" in out
+    assert "time in one process here: under 10 s\n  prompts under 10 s" in out
     assert "from 150 tokens and 8 new ones, measured in" in out
     assert not (place / "results").exists()
 

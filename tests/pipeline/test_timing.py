@@ -31,7 +31,7 @@ def test_a_measurement_is_of_the_beginning_of_a_prompt() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(0.2, "under 10 s"), (42, "40 s"), (700, "12 min"), (9000, "2.5 h"), (400_000, "5 days")],
+    [(0.2, "under 10 s"), (42, "about 40 s"), (700, "about 12 min"), (9000, "about 2.5 h"), (4e5, "about 5 days")],
 )
 def test_a_duration_as_people_say_it(seconds: float, said: str) -> None:
     assert timing.duration(seconds) == said
