@@ -83,9 +83,7 @@ class Subject:
         self.model: PreTrainedModel = model
         self.tokenizer: PreTrainedTokenizerBase = tokenizer
 
-    def put(
-        self, method: str, params: Params, target: int | None = None, window: int | None = None
-    ) -> PreTrainedModel:
+    def put(self, method: str, params: Params, target: int | None = None, window: int | None = None) -> PreTrainedModel:
         """The model with a method on it, told the window W (None: the study's).
 
         Raises ValueError for parameters that do not reach `target`.

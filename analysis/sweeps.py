@@ -1,4 +1,4 @@
-"""Losses over one parameter of a method, or over the window that it is told: what is varied, the measurement, and its picture."""
+"""Losses over one parameter of a method or the window that it is told: what is varied, the measurement, the picture."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MARKERS = ("o", "s", "^", "D")
 
 
 class Setting(NamedTuple):
-    """One point: the method, the name of its line, its place on the x axis, the parameters, and W (None: the study's)."""
+    """One point: the method, its line's name, its place on the x axis, the parameters, and W (None: the study's)."""
 
     method: str
     line: str

@@ -13,6 +13,7 @@ import os
 import shlex
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,22 +35,36 @@ EXIT_BAD_EXPERIMENT = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
+DEFAULT_RESULTS = Path("results")
 LOG_FILE = "errors.log"
 """In the results folder: tracebacks of what ended a run with one line."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line."""
+    """An argument parser whose complaints are one line, and whose help ends with what is looked up only then."""
+
+    details: Callable[[], str] | None = None
+    """What stands at the end of the help."""
+
+    @override
+    def format_help(self) -> str:
+        self.epilog = self.details() if self.details is not None else None
+        return super().format_help()
 
     @override
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def make_parser(description: str) -> Parser:
-    """A parser with the options that every script has."""
-    parser = Parser(description=description, allow_abbrev=False)
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="results folder")
+def make_parser(description: str, details: Callable[[], str] | None = None) -> Parser:
+    """A parser with the options that every script has. details: the end of its help."""
+    parser = Parser(
+        description=textwrap.fill(description, 78),
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.details = details
+    parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS, metavar="DIR", help="results folder")
     parser.add_argument("--verbose", action="store_true", help="log details, with tracebacks of failed records")
     return parser
 

@@ -128,14 +128,23 @@ class Task(ABC):
 
     @abstractmethod
     def records(self, options: Any, dataset: str) -> Iterable[Record]:
-        """The records of one data set in their order, each with its `id`. Raises `UserError` where data are missing.
+        """The records of one data set in their order, each with its `id`. Raises `UserError` where data are missing,
+        `AbsentDataError` where the folder of data has only others.
 
         options: an instance of `Options`, here and below. How many records are wanted is not this method's business.
         """
 
+    def data_source(self, options: Any) -> dict[str, str] | None:
+        """`repository` and `revision`, a commit, of data from the hub; None where data do not come from there."""
+        return None
+
     @abstractmethod
     def prompt(self, options: Any, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Token ids of the (first) prompt of a record, exactly as `predict` feeds them."""
+
+    def most_new_tokens(self, options: Any, dataset: str) -> int:
+        """The most tokens that the model generates for a record; 0 where it generates none."""
+        return 0
 
     def whole_text(self, dataset: str, record: Record) -> str | None:
         """The prompt's text before anything is cut and without chat template; None where there is no such text."""

@@ -21,7 +21,7 @@ from typing_extensions import override
 from tasks.base import Dialogue, GenerationTask, Line, Record, Request
 from tasks.chat import chat_ids, has_llama2_template
 from tasks.errors import UserError
-from tasks.jsonl import find_in_folder, hub_file, read_rows
+from tasks.jsonl import find_in_folder, hub_file, hub_source, read_rows
 from tasks.leval_scores import DatasetScore, score_dataset
 from tasks.metrics.exact_match import SearchedPart
 from tasks.metrics.summary import average
@@ -145,7 +145,7 @@ class LEval(GenerationTask):
         if options.data_dir is not None:
             path = find_in_folder(options.data_dir, name, _SUBFOLDERS)
         else:
-            path = hub_file(REPOSITORY, f"LEval/{'Exam' if dataset in CLOSED_ENDED else 'Generation'}/{name}")
+            path = hub_file(REPOSITORY, f"LEval/{'Exam' if dataset in CLOSED_ENDED else 'Generation'}/{name}", options)
         for number, row in enumerate(read_rows(path, FIELDS)):
             if row["evaluation"] not in EVALUATIONS:
                 continue
@@ -161,6 +161,14 @@ class LEval(GenerationTask):
                     "evaluation": row["evaluation"],
                     "turn": turn,
                 }
+
+    @override
+    def data_source(self, options: LEvalOptions) -> dict[str, str] | None:
+        return hub_source(REPOSITORY, options)
+
+    @override
+    def most_new_tokens(self, options: LEvalOptions, dataset: str) -> int:
+        return max_new_tokens(options) * (2 if dataset == "sci_fi" else 1)
 
     @override
     def whole_text(self, dataset: str, record: Record) -> str | None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from tasks.errors import UserError
 from tasks.metrics import extract
@@ -17,6 +14,9 @@ from tasks.metrics.rouge import rouge_1_2_l
 from tasks.metrics.summary import in_percent, summarise
 from tasks.metrics.token_f1 import qa_f1
 from tasks.results import Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pair = tuple[str, str]
 """What is compared: the answer found in a prediction, and the reference."""
@@ -89,6 +89,8 @@ def _rouge(pairs: Sequence[Pair]) -> DatasetScore:
     values = [rouge_1_2_l(*pair) for pair in pairs]
     means = [_mean(column) for column in zip(*values, strict=True)]
     named = {f"rouge/{name}": 100 * mean for name, mean in zip(("rouge1", "rouge2", "rougeL"), means, strict=True)}
+    import torch  # as in `tasks.metrics.bootstrap`
+
     mean = float(_geometric_mean(torch.tensor([means], dtype=torch.float64)))
     stderr = bootstrap_stderr(values, _geometric_mean)
     # No record has a mark of its own: what one adds to the score varies as much as the standard error says.

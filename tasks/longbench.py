@@ -23,7 +23,7 @@ from typing_extensions import override
 from tasks.base import Dialogue, GenerationTask, Line, Record, Request
 from tasks.chat import chat_ids
 from tasks.errors import UserError
-from tasks.jsonl import find_in_folder, hub_file, read_rows, read_zipped_rows
+from tasks.jsonl import find_in_folder, hub_file, hub_source, read_rows, read_zipped_rows
 from tasks.metrics.classification import classification
 from tasks.metrics.code_similarity import code_similarity
 from tasks.metrics.numbers import count_score, retrieval_score
@@ -136,11 +136,19 @@ class LongBench(GenerationTask):
         if options.data_dir is not None:
             rows = read_rows(find_in_folder(options.data_dir, name, ("data",)), FIELDS)
         else:
-            rows = read_zipped_rows(hub_file(REPOSITORY, "data.zip"), name, FIELDS)
+            rows = read_zipped_rows(hub_file(REPOSITORY, "data.zip", options), name, FIELDS)
         for index, row in enumerate(rows):
             # The number keeps ids apart where a file repeats one.
             identity = f"{index:04d}-{row['_id']}" if row.get("_id") else f"{index:04d}"
             yield {"all_classes": None, **row, "id": identity}
+
+    @override
+    def data_source(self, options: Options) -> dict[str, str] | None:
+        return hub_source(REPOSITORY, options)
+
+    @override
+    def most_new_tokens(self, options: Options, dataset: str) -> int:
+        return max_new_tokens(options, dataset)
 
     @override
     def whole_text(self, dataset: str, record: Record) -> str:

@@ -85,6 +85,10 @@ class HiddenAnswer(GenerationTask):
         return [self.name]
 
     @override
+    def most_new_tokens(self, options: Options, dataset: str) -> int:
+        return options.max_new_tokens or MAX_NEW_TOKENS
+
+    @override
     def dialogue(self, options: Options, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase) -> Dialogue:
         ids = self.prompt(options, dataset, record, tokenizer)
         generation = yield Request(ids, options.max_new_tokens or MAX_NEW_TOKENS)

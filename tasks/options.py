@@ -27,6 +27,9 @@ class Options(BaseModel):
     max_pe: Positive = Field(description="target length in tokens")
     ori_max_position_embeddings: Positive | None = Field(None, description="the window; None: the model's own")
     data_dir: Path | None = Field(None, description="folder with the benchmark's data; None: from the hub")
+    data_revision: str | None = Field(
+        None, min_length=1, description="commit, tag or branch of the hub's data; None: the newest"
+    )
     seed: Annotated[int, Field(ge=0, strict=True)] = Field(42, description="of what is drawn, noise included")
     system_prompt: str | None = Field(None, description="system prompt of chat templates; None: no system prompt")
     chat: Literal["auto", "none"] = Field("auto", description="auto: the tokenizer's chat template, if it has one")

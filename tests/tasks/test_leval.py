@@ -202,7 +202,7 @@ def test_one_record_per_instruction_of_documents_that_have_a_metric(tmp_path: Pa
 def test_folders_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
-    def remember(repository: str, name: str) -> Path:
+    def remember(repository: str, name: str, options: object) -> Path:
         asked.append((repository, name))
         return tmp_path / "any.jsonl"
 

@@ -7,7 +7,10 @@ from tasks import get_task, task_names
 from tasks.options import Options
 from tests.tasks.fakes import options
 
-SHARED = {"max_pe", "ori_max_position_embeddings", "data_dir", "seed", "system_prompt", "chat", "max_new_tokens"}
+SHARED = {
+    "max_pe", "ori_max_position_embeddings", "data_dir", "data_revision", "seed", "system_prompt", "chat",
+    "max_new_tokens",
+}  # fmt: skip
 OWN = {
     "needle": {"times", "min_k", "max_k", "gap", "haystack", "needle", "lengths", "depths"},
     "passkey_retrieval": {"times", "n_garbage"},

@@ -78,6 +78,7 @@ class Method(BaseModel, ABC):
         "#999999"  # of its lines, `#rrggbb`; the registered ones differ for colour-blind readers too
     )
     marker: ClassVar[str] = "."  # of its points, as matplotlib names it
+    extends: ClassVar[bool] = True  # whether it is for inputs beyond the window
     needs_theta: ClassVar[bool] = False  # whether it changes the base of an unscaled rotary scheme
 
     @classmethod

@@ -14,6 +14,7 @@ class Original(Method):
     label: ClassVar[str] = "original"
     colour: ClassVar[str] = "#4D4D4D"
     marker: ClassVar[str] = "X"
+    extends: ClassVar[bool] = False
 
     def reach(self, window: int) -> float:
         """Unbounded, as the paper measures it beyond its window, where it breaks."""
