@@ -184,7 +184,6 @@ class Batches:
         while (
             waiting
             and not batch[0].alone
-            and not waiting[0].alone
             and waiting[0].request.ending == first.ending
             and len(batch) < self._rows
             and (self._most_tokens is None or (len(batch) + 1) * first.most_tokens <= self._most_tokens)

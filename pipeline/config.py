@@ -76,7 +76,7 @@ class ExperimentConfig(BaseModel):
     limit: Positive | None = Field(None, description="at most this many records per data set")
 
     # 1 by default: in bf16 the rounding of a batch is not that of a record alone, and published numbers are of these.
-    batch_size: Positive | Literal["auto"] = Field(1, description="records generated together; auto: by GPU memory")
+    batch_size: int | Literal["auto"] = Field(1, description="records generated together; auto: by GPU memory")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="None: bf16 on GPU, fp32 on CPU")
     device: str | None = Field(None, description="cpu, cuda, cuda:0, ...; None: a GPU if there is one")
     attn_impl: str = Field("auto", description="how attention is computed: auto, triton, flash, sdpa, reference")
@@ -90,6 +90,13 @@ class ExperimentConfig(BaseModel):
     @classmethod
     def _safe_name(cls, value: str) -> str:
         return check_exp_name(value)
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _records_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and (type(value) is not int or value < 1):
+            raise ValueError(f"batch_size = {value!r} must be a number of records, 1 or more, or 'auto'")
+        return value
 
     @field_validator("dtype", mode="before")
     @classmethod

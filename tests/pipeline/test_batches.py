@@ -1,6 +1,7 @@
 """Which records are generated together, and what happens when a batch does not fit or a record fails."""
 
 import gc
+import json
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -11,14 +12,20 @@ from typing import Any
 import pytest
 import torch
 
+from models.DPI import build_method, install
 from pipeline import store
 from pipeline.batches import AUTO_RECORDS, Batches, BatchSize
+from pipeline.config import ExperimentConfig
+from pipeline.engine import ModelEngine
+from pipeline.experiment import batch_size_of, run_experiment
 from pipeline.runner import Outcome, run_records, select_records
-from tasks.base import Dialogue, Generation, GenerationTask, Line, Record, Request
+from tasks import get_task
+from tasks.base import Dialogue, Generation, GenerationTask, Line, Record, Request, Task
 from tasks.errors import UserError
 from tasks.needle import NeedleOptions
+from tests.models.DPI.helpers import CHUNKS
 from tests.pipeline.fake_task import FakeTask, FakeWorkers
-from tests.pipeline.small import config
+from tests.pipeline.small import config, tiny_model, word_tokenizer
 
 LENGTHS = (5, 90, 40, 41, 7, 60, 12, 3, 88, 30, 31)
 
@@ -256,10 +263,11 @@ def test_memory_decides_where_the_configuration_leaves_it_open() -> None:
     assert engine.calls == [[n] for n in LENGTHS]
 
 
-def run(task: Echo, folder: Path, engine: Any, size: BatchSize) -> Outcome:
-    cfg = config()
-    records = {"one": select_records(task, cfg, "one")}
-    return run_records(task, cfg.options, lambda: engine, folder, records, FakeWorkers(), size)["one"]
+def run(task: Task, folder: Path, engine: Any, size: BatchSize, cfg: ExperimentConfig | None = None) -> Outcome:
+    cfg = cfg or config()
+    (dataset,) = task.datasets()
+    records = {dataset: select_records(task, cfg, dataset)}
+    return run_records(task, cfg.options, lambda: engine, folder, records, FakeWorkers(), size)[dataset]
 
 
 @pytest.mark.parametrize("stopped", range(1, 12, 3))
@@ -295,3 +303,79 @@ def test_the_bar_counts_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("tqdm.tqdm.update", lambda bar, n=1: steps.append(n))
     run(Echo(), tmp_path, Loud(), 4)
     assert steps == [1] * len(LENGTHS)
+
+
+@pytest.mark.parametrize(("method", "params"), [("dpi", CHUNKS), ("repro_dynamic_ntk", {"factor": 4.0})])
+def test_a_file_does_not_depend_on_the_size_of_batches(tmp_path: Path, method: str, params: dict[str, Any]) -> None:
+    """A benchmark and a model, prompts within the window of 64 tokens and beyond."""
+    cfg = config(lengths=[0.06, 0.2, 0.09], depths=2, times=2, max_new_tokens=6, max_pe=256)
+    files = []
+    for size in (1, 5):
+        engine = ModelEngine(install(tiny_model(), build_method(method, params), 64), word_tokenizer())
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        run(get_task("needle"), folder, engine, size, cfg)
+        files.append((folder / "needle.jsonl").read_bytes())
+    assert files[0] == files[1]
+    assert files[0].count(b"\n") == 12
+    assert b"error" not in files[0]
+
+
+class Settled(Loud):
+    """With settings of one's choice."""
+
+    def __init__(self, **set_aside: object) -> None:
+        super().__init__()
+        self.set_aside = set_aside
+
+    def generation_settings(self) -> dict[str, Any]:
+        return {"num_beams": 1, "set_aside": self.set_aside}
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Runs an experiment and gives its run record."""
+    monkeypatch.setattr("pipeline.experiment.get_task", lambda name: Echo())
+
+    def make(engine: Any, **keys: Any) -> dict[str, Any]:
+        run_experiment(config(**keys), tmp_path, FakeWorkers(), lambda cfg: engine, window=64)
+        return dict(json.loads((tmp_path / "needle/pred/some-4k-to-8k/run.json").read_text()))
+
+    return make
+
+
+def test_the_run_record_holds_how_texts_were_decoded(experiment: Callable[..., dict[str, Any]]) -> None:
+    settings = {"num_beams": 1, "set_aside": {"repetition_penalty": 1.2}}
+    assert experiment(Settled(repetition_penalty=1.2), limit=3)["generation"] == settings
+    assert experiment(Settled(), limit=3)["generation"] == settings, "nothing was to do, no model was loaded"
+    assert experiment(Settled(repetition_penalty=1.2))["generation"] == settings
+
+
+def test_what_was_decoded_otherwise_is_not_gone_on_with(
+    experiment: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    experiment(Settled(), limit=3)
+    with pytest.raises(UserError, match=r"generation\.set_aside\.repetition_penalty was None, is 1\.2.*--overwrite"):
+        experiment(Settled(repetition_penalty=1.2), limit=5)
+    path = tmp_path / "needle/pred/some-4k-to-8k/run.json"
+    run = store.read_json(path)
+    del run["generation"]  # as version 0.1, which left the model's own settings in force
+    store.write_json(path, run)
+    with pytest.raises(UserError, match="repetition_penalty"):
+        experiment(Settled(repetition_penalty=1.2), limit=5)
+    assert experiment(Settled(), limit=5)["generation"] == {"num_beams": 1, "set_aside": {}}
+
+
+def test_the_size_of_batches_may_change_between_runs(experiment: Callable[..., dict[str, Any]]) -> None:
+    experiment(Settled(), limit=3)
+    engine = Settled()
+    assert experiment(engine, batch_size=4)["config"]["batch_size"] == 4
+    assert [len(call) for call in engine.calls] == [4, 4]
+
+
+def test_pieces_of_one_model_are_not_batched_by_each_ones_memory(caplog: pytest.LogCaptureFixture) -> None:
+    assert batch_size_of(config(batch_size="auto")) == "auto"
+    assert batch_size_of(config(batch_size=3, tp_plan="auto")) == 3
+    assert not caplog.records
+    assert batch_size_of(config(batch_size="auto", tp_plan="auto")) == 1
+    assert "give a number" in caplog.text

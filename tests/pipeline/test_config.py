@@ -200,3 +200,14 @@ def test_an_option_may_not_be_a_key_of_every_run(monkeypatch: pytest.MonkeyPatch
     content = {"model": "m", "exp_name": "e", "method": "repro_original", "task": "pg19", "max_pe": 8192, "limit": 3}
     with pytest.raises(TypeError, match=r"the options of task 'pg19' have 'limit', a key of every run"):
         build_config(content, "file")
+
+
+@pytest.mark.parametrize("value", [0, -3, True, 2.0, "many", "4", None, [4]])
+def test_a_batch_size_is_a_number_of_records_or_auto(value: object) -> None:
+    with pytest.raises(UserError, match="must be a number of records, 1 or more, or 'auto'"):
+        config(batch_size=value)
+    assert (config().batch_size, config(batch_size=7).batch_size, config(batch_size="auto").batch_size) == (
+        1,
+        7,
+        "auto",
+    )

@@ -259,11 +259,25 @@ class Installation:
                 "without assistant_model and prompt_lookup_num_tokens, or take a method that is causal (GALI is with "
                 "chunk_coe = 1)"
             )
-        pieces = getattr(args[0] if args else kwargs.get("generation_config"), "prefill_chunk_size", None)
+        asked: Any = args[0] if args else kwargs.get("generation_config")
+        pieces = getattr(asked, "prefill_chunk_size", None)
         if pieces is not None and not self.method.is_causal():
             raise ValueError(
                 f"prefill_chunk_size = {pieces} cuts the prompt, and under method {self.method.name!r} with "
                 f"{self.method!r} a token's logits depend on where; leave it out, or take a method that is causal"
+            )
+        if getattr(asked, "use_cache", None) is False and not self.method.is_causal():
+            raise ValueError(
+                f"use_cache = False feeds the whole text anew for every token, and under method {self.method.name!r} "
+                f"with {self.method!r} a token's logits depend on how many are fed at once: the text would be another; "
+                "leave it out, or take a method that is causal"
+            )
+        cache = getattr(asked, "cache_implementation", None)
+        device = next(model.parameters()).device.type
+        if "offloaded" in (cache or "") and device == "cpu":
+            raise ValueError(
+                f"cache_implementation = {cache!r} keeps a GPU's keys and values on the CPU, and the model is on the "
+                "CPU; leave it out"
             )
         return stock(mode, *args, **kwargs)
 
