@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from pipeline import store
+from pipeline import signals, store
 from pipeline.config import ExperimentConfig
 from pipeline.text import printable
 from tasks.base import Engine, Line, Record, Task
@@ -112,6 +112,7 @@ def _pending(folder: Path, dataset: str, wanted: list[Record], workers: Workers)
 
 def predict_one(task: Task, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
     """The line of one record; if the task fails on it, a line with `error` in place of a prediction."""
+    signals.check()
     try:
         line = {"id": record["id"], **task.predict(engine, options, dataset, record)}
         store.dump_line(line)  # what cannot stand in a file is the record's failure, not the run's end
@@ -119,6 +120,7 @@ def predict_one(task: Task, engine: Engine, options: Options, dataset: str, reco
     except UserError:
         raise
     except Exception as error:
+        signals.check()  # a signal that came out as another error is not the record's failure
         said = printable(f"record {record['id']} failed: {type(error).__name__}: {error}", keep="\n\t")
         logger.error("%s, %s", dataset, said)
         logger.debug("%s", printable(traceback.format_exc(), keep="\n\t"))
