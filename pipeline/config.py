@@ -44,7 +44,7 @@ _TEXTS = re.compile(r"""\"{3}(?:\\.|[^\\])*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*
 _LONG_KEY = re.compile(rf"(?<![\w-])(?:[\w-]+[ \t]*\.[ \t]*){{{MOST_LEVELS}}}")
 
 # Keys that may differ between two runs of one experiment: they choose records, hardware or memory, not predictions.
-RESUMABLE_KEYS = frozenset({"test", "tasks", "limit", "device", "device_map", "tp_plan"})
+RESUMABLE_KEYS = frozenset({"test", "tasks", "limit", "batch_size", "device", "device_map", "tp_plan"})
 
 
 def _known_task(name: str) -> str:
@@ -72,6 +72,8 @@ class ExperimentConfig(BaseModel):
     tasks: tuple[str, ...] = Field((), description="data sets to run; empty: the benchmark's usual ones")
     limit: Positive | None = Field(None, description="at most this many records per data set")
 
+    # 1 by default: in bf16 the rounding of a batch is not that of a record alone, and published numbers are of these.
+    batch_size: Positive | Literal["auto"] = Field(1, description="records generated together; auto: by GPU memory")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="None: bf16 on GPU, fp32 on CPU")
     device: str | None = None
     attn_impl: str = "auto"

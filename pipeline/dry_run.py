@@ -82,15 +82,13 @@ def estimate_memory(config: PreTrainedConfig, tokens: int, bytes_per_number: int
     """An estimate for one input of `tokens` tokens; attention itself is O(n) and small beside these."""
     from transformers import AutoModelForCausalLM
 
-    from models.DPI.patches.families import head_dim_of, kv_heads_of
+    from pipeline.engine import bytes_per_token
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     parameters = sum(p.numel() for p in model.parameters())
-    cache = 2 * config.num_hidden_layers * kv_heads_of(config) * head_dim_of(config) * tokens
-    # The MLP's gate, up and product, and the residual with its normalised copy.
-    activations = tokens * (3 * config.intermediate_size + 2 * config.hidden_size)
-    return MemoryEstimate(parameters * bytes_per_number, cache * bytes_per_number, activations * bytes_per_number)
+    cache, activations = bytes_per_token(config, bytes_per_number)
+    return MemoryEstimate(parameters * bytes_per_number, cache * tokens, activations * tokens)
 
 
 def quantiles(lengths: Sequence[int]) -> list[int]:

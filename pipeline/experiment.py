@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import store
+from pipeline.batches import BatchSize
 from pipeline.config import ExperimentConfig, without_other_tasks
 from pipeline.runner import Outcome, run_records, select_datasets, select_records
 from tasks import get_task
-from tasks.base import Engine, Record, Task
+from tasks.base import Engine, GenerationTask, Record, Task
 from tasks.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,7 +65,49 @@ def run_experiment(
             before = store.read_run(folder) if store.has_predictions(folder) else None
             record = run_record(cfg, window, workers.processes, records, before)
             store.write_json(folder / store.RUN_FILE, record)
-        return run_records(task, cfg.options, lambda: load_engine(cfg), folder, records, workers)
+
+        def get_engine() -> Engine:
+            engine = load_engine(cfg)
+            if workers.is_main:
+                note: dict[str, Any] = {"device": _devices(record["device"], cfg, workers)}
+                if isinstance(task, GenerationTask):
+                    settings = engine.generation_settings()
+                    if before is not None:
+                        check_generation(folder, before, settings)
+                    note["generation"] = settings
+                store.write_json(folder / store.RUN_FILE, {**record, **note})
+            return engine
+
+        return run_records(task, cfg.options, get_engine, folder, records, workers, batch_size_of(cfg))
+
+
+def _devices(before: str | None, cfg: ExperimentConfig, workers: Workers) -> str:
+    """What predicts from now on, behind what did before a run was resumed elsewhere."""
+    from models.DPI.loading import device_name
+
+    names = [*(before.split(", ") if before else []), device_name(cfg.device or workers.device())]
+    return ", ".join(dict.fromkeys(names))
+
+
+def check_generation(folder: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise `UserError` if what is there was decoded with other settings than what comes.
+
+    Version 0.1 kept the model's own, which changes nothing where none had to be set aside.
+    """
+    old = before.get("generation") or {**settings, "set_aside": {}}
+    if found := list(store.differences({"generation": old}, {"generation": settings})):
+        raise UserError(
+            f"{str(folder)!r} was decoded with other settings: {'; '.join(found[:MOST_DIFFERENCES])}. Choose another"
+            " exp_name, or begin anew with --overwrite"
+        )
+
+
+def batch_size_of(cfg: ExperimentConfig) -> BatchSize:
+    """The configuration's; 1 for "auto" where processes hold pieces of one model, which must batch alike."""
+    if cfg.batch_size == "auto" and cfg.tp_plan is not None:
+        logger.warning("batch_size = auto is 1 with tp_plan: processes may see different free memory; give a number")
+        return 1
+    return cfg.batch_size
 
 
 def check_resumable(folder: Path, task: Task, cfg: ExperimentConfig) -> None:
@@ -112,8 +155,10 @@ def run_record(
         "seed": cfg.options.seed,
         "datasets": counts,
         "versions": {"python": platform.python_version(), **_package_versions()},
+        "device": (before or {}).get("device"),
         "git_revision": git_revision(),
         "processes": processes,
+        "generation": (before or {}).get("generation"),
         "started": (before or {}).get("started", now),
         "resumed": now if before else None,
     }

@@ -1,4 +1,4 @@
-"""Tables and the picture of scored experiments: Excel files, Markdown, and what the benchmark draws.
+"""Reads scored experiments and has their tables and their picture made.
 
 GALI's experiments go to `*_dpi.xlsx` with their parameters, all others to `*_repro.xlsx`, as the paper's authors have
 it; both, and `*.md` with all of them, have a column that says which experiments are incomplete. Which scores there are
@@ -8,16 +8,15 @@ and how they look is the benchmark's (`tasks/base.py`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from openpyxl.worksheet.worksheet import Worksheet
-
 from pipeline import store
-from pipeline.scoring import measure, read_predictions
-from pipeline.text import markdown_cell, printable
+from pipeline.scoring import SCORED_KEYS, Progress, measure, read_predictions
+from pipeline.shapes import check_scored
+from pipeline.tables import columns_of, write_excel, write_markdown
+from pipeline.text import printable
 from tasks.base import Task
 from tasks.errors import UserError
 from tasks.results import COMPLETE, DETAIL_FILE, NO_RUN_RECORD, RESULT_FILE, Experiment, Score
@@ -25,7 +24,6 @@ from tasks.results import COMPLETE, DETAIL_FILE, NO_RUN_RECORD, RESULT_FILE, Exp
 logger = logging.getLogger(__name__)
 
 OUR_METHOD = "dpi"
-AVERAGE = "average"
 
 
 def read_experiment(folder: Path, task: Task) -> Experiment:
@@ -36,7 +34,7 @@ def read_experiment(folder: Path, task: Task) -> Experiment:
     detail = results.get(DETAIL_FILE, {})
     if not isinstance(detail, dict) or not isinstance(detail.get("run", {}), dict):
         raise UserError(f"{str(folder / DETAIL_FILE)!r}: it, or its 'run', is no JSON object; run eval.py again")
-    progress = measure(run, read_predictions(folder))
+    progress = _progress(folder, run, detail.get("run"))
     status = [progress.describe() if run else NO_RUN_RECORD]
     if RESULT_FILE not in results:
         status.append("not scored")
@@ -57,25 +55,43 @@ def read_experiment(folder: Path, task: Task) -> Experiment:
         status=", ".join(part for part in status if part) or COMPLETE,
         results=results,
         scores={file: _columns(folder, task, file, results) for file in task.result_files if file in results},
+        device=printable(run["device"]) if run and run["device"] else None,
     )
+
+
+def _progress(folder: Path, run: Mapping[str, Any] | None, scored: Mapping[str, Any] | None) -> Progress:
+    """How complete predictions are; where results lie without them, how complete they were when they were scored.
+
+    scored: the details' "run". Raises `UserError` where that is needed and of another run than the run record.
+    """
+    lines = read_predictions(folder)
+    if lines or run is None or scored is None:
+        return measure(run, lines)
+    place = repr(str(folder / DETAIL_FILE))
+    check_scored(scored, place)
+    now = {**run["config"], "window": run["window"]}
+    both = [key for key in SCORED_KEYS if key in scored and key in now]
+    if found := list(store.differences({key: scored[key] for key in both}, {key: now[key] for key in both})):
+        raise UserError(f"{place} is of another run than {store.RUN_FILE} beside it: {found[0]}; score it again")
+    return Progress(**{key: scored[key] for key in ("predicted", "failed", "expected", "limited")})
 
 
 def _columns(folder: Path, task: Task, file: str, results: Mapping[str, Any]) -> dict[str, Score]:
     """The scores of a result file. Raises `UserError`, from the error itself, where it has another shape."""
     try:
         found = task.columns(file, results)
-        return {printable(name): Score(*_numbers(score)) for name, score in found.items()}
+        return {printable(name): _checked(score) for name, score in found.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         said = f"{type(error).__name__}: {error}"
         raise UserError(f"{str(folder / file)!r} has not the shape that {task.name} writes ({said})") from error
 
 
-def _numbers(score: Score) -> tuple[float | None, float | None, int | None]:
-    """A score's three values. Raises `TypeError` for one that is no number."""
-    for value in (score.score, score.stderr, score.count):
+def _checked(score: Score) -> Score:
+    """The score. Raises `TypeError` where a value of it is no number."""
+    for value in (score.score, score.stderr, score.count, *(score.interval or ())):
         if isinstance(value, bool) or not isinstance(value, int | float | None):
             raise TypeError(f"{value!r} is no number")
-    return score.score, score.stderr, score.count
+    return score
 
 
 def is_ours(experiment: Experiment) -> bool:
@@ -116,11 +132,23 @@ def write_collection(experiments: Sequence[Experiment], task: Task, out: Path) -
     written = []
     for kind, ours in (("dpi", True), ("repro", False)):
         path = out / f"{task.prefix}_{kind}.xlsx"
-        write_excel(path, [e for e in experiments if is_ours(e) == ours], task, columns)
-        written.append(path)
+        chosen = [experiment for experiment in experiments if is_ours(experiment) == ours]
+        if chosen:
+            write_excel(path, chosen, task, columns)
+            written.append(path)
+        else:
+            _leave_out(path, f"no experiment of {'GALI' if ours else 'another method'}")
     path = out / f"{task.prefix}.md"
     write_markdown(path, experiments, task, columns)
     return [*written, path, *_draw(scored, task, out / f"{task.prefix}.png")]
+
+
+def _leave_out(path: Path, reason: str) -> None:
+    """Say that a file is not written. One of an earlier collection would be taken for one of this."""
+    stale = path.is_file() or path.is_symlink()
+    if stale:
+        path.unlink()
+    logger.info("%s: %s is %s", reason, path.name, "removed" if stale else "not written")
 
 
 def _draw(experiments: Sequence[Experiment], task: Task, path: Path) -> list[Path]:
@@ -131,6 +159,7 @@ def _draw(experiments: Sequence[Experiment], task: Task, path: Path) -> list[Pat
             logger.warning("%s has no scores (%s); it is left out of the picture", experiment.name, experiment.status)
     figure = task.draw(drawn) if drawn else None
     if figure is None:
+        _leave_out(path, "nothing to draw")
         return []
     from tasks.pictures.style import save  # with matplotlib, which only pictures need
 
@@ -146,105 +175,3 @@ def _order(experiment: Experiment) -> tuple[Any, ...]:
     methods = list(METHODS)
     method = methods.index(experiment.method) if experiment.method in methods else len(methods)
     return experiment.model or "", experiment.window or 0, experiment.target or 0, method, experiment.name
-
-
-def columns_of(experiments: Iterable[Experiment]) -> list[str]:
-    """Every score's name in the order in which results have them; lengths in numerical order."""
-    found = dict.fromkeys(
-        name for experiment in experiments for scores in experiment.scores.values() for name in scores
-    )
-    if all(name.isdecimal() for name in found):
-        return sorted(found, key=int)
-    return list(found)
-
-
-def scores_of(experiment: Experiment, task: Task, file: str, columns: Sequence[str]) -> dict[str, Score | None]:
-    """The scores of one result file by column, the average last; None where there is none."""
-    scores = experiment.scores.get(file, {})
-    return {**{name: scores.get(name) for name in columns}, AVERAGE: task.average(scores) if scores else None}
-
-
-def write_excel(path: Path, experiments: Sequence[Experiment], task: Task, columns: Sequence[str]) -> None:
-    """One sheet per result file (`result`, and LongBench's `result_o`, `result_t`), whole or not at all.
-
-    Behind a score stands its standard error, where any experiment knows it.
-    """
-    present = [file for file in task.result_files if any(file in e.results for e in experiments)]
-    with store.replacing(path) as target, pd.ExcelWriter(target, engine="openpyxl") as writer:
-        for file in present or [RESULT_FILE]:
-            name = file.removesuffix(".json")
-            table = _excel_table(experiments, task, file, columns)
-            table.to_excel(writer, sheet_name=name, index=False)
-            _as_text(writer.sheets[name])
-            writer.sheets[name].freeze_panes = "B2"
-            writer.sheets[name].column_dimensions["A"].width = 34
-
-
-def _parameter(value: Any) -> Any:
-    """A parameter as a cell: a number, or a text without what Excel refuses."""
-    return value if value is None or isinstance(value, int | float) else printable(str(value))
-
-
-def _as_text(sheet: Worksheet) -> None:
-    """Mark texts that a spreadsheet would compute as texts: names in a foreign run may begin as formulas do."""
-    for row in sheet.iter_rows():
-        for cell in row:
-            if isinstance(cell.value, str) and cell.value.startswith(("=", "+", "-", "@", "\t", "\r")):
-                cell.data_type = "s"
-                cell.quotePrefix = True
-
-
-def _excel_table(experiments: Sequence[Experiment], task: Task, file: str, columns: Sequence[str]) -> pd.DataFrame:
-    """One row per experiment: what it is, its status and parameters, its scores from one result file."""
-    heads = [_head(experiment) for experiment in experiments]
-    rows = [scores_of(experiment, task, file, columns) for experiment in experiments]
-    table: dict[str, list[Any]] = {name: [head[name] for head in heads] for name in HEAD}
-    shown = _shown(columns, rows)
-    for name in sorted({name for experiment in experiments for name in experiment.params}):
-        column = f"params.{name}" if name in (*HEAD, *shown) else name
-        table[printable(column)] = [_parameter(experiment.params.get(name)) for experiment in experiments]
-    for name in shown:
-        scores = [row[name] for row in rows]
-        table[name] = [None if score is None else score.score for score in scores]
-        errors = [None if score is None else score.stderr for score in scores]
-        if any(error is not None for error in errors):
-            table[f"{name} ±"] = errors
-    return pd.DataFrame(table)
-
-
-def write_markdown(path: Path, experiments: Sequence[Experiment], task: Task, columns: Sequence[str]) -> None:
-    """All experiments in one table, scores with standard errors and without parameters, whole or not at all."""
-    rows = [scores_of(experiment, task, RESULT_FILE, columns) for experiment in experiments]
-    cells = [
-        {name: "" if value is None else markdown_cell(str(value)) for name, value in _head(experiment).items()}
-        | {markdown_cell(name): _cell(row[name], task.digits) for name in _shown(columns, rows)}
-        for experiment, row in zip(experiments, rows, strict=True)
-    ]
-    table = pd.DataFrame(cells).to_markdown(index=False, disable_numparse=True)
-    store.write_text(path, f"# {task.label}\n\n{table}\n")
-
-
-HEAD = ("experiment", "method", "model", "window", "target", "status")
-
-
-def _head(experiment: Experiment) -> dict[str, Any]:
-    """What an experiment is."""
-    values = (experiment.name, experiment.method, experiment.model, experiment.window, experiment.target)
-    return dict(zip(HEAD, (*values, experiment.status), strict=True))
-
-
-def _shown(columns: Sequence[str], rows: Iterable[dict[str, Score | None]]) -> list[str]:
-    """The columns, with the average where there is one."""
-    return [*columns, *([AVERAGE] if any(row[AVERAGE] is not None for row in rows) else [])]
-
-
-def _cell(score: Score | None, digits: int) -> str:
-    """A score as people read it, such as "41.25 ± 0.80"."""
-    if score is None or score.score is None:
-        return ""
-    return _number(score.score, digits) + ("" if score.stderr is None else f" ± {_number(score.stderr, digits)}")
-
-
-def _number(value: float, digits: int) -> str:
-    """Whole numbers without decimals."""
-    return f"{value:g}" if float(value).is_integer() else f"{value:.{digits}f}"

@@ -17,6 +17,9 @@ from tasks.results import DETAIL_FILE
 
 logger = logging.getLogger(__name__)
 
+SCORED_KEYS = ("model", "method", "params", "max_pe", "seed", "window")
+"""What `result_detail.json` repeats of the run record, so that scores say what they are of."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -138,6 +141,6 @@ def _run_summary(run: Mapping[str, Any] | None, cfg: ExperimentConfig | None, pr
     }
     if run is not None and cfg is not None:
         flat = cfg.flat()
-        keys = ("model", "method", "params", "max_pe", "seed")
-        summary |= {key: flat[key] for key in keys} | {"window": run["window"], "versions": run["versions"]}
+        summary |= {key: flat[key] for key in SCORED_KEYS if key in flat}
+        summary |= {key: run.get(key) for key in ("window", "versions", "device")}
     return summary

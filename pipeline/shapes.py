@@ -44,6 +44,16 @@ class RunShape(_Shape):
     window: PositiveInt | None = None
     datasets: dict[str, DatasetCount] = Field(default_factory=dict)
     versions: dict[str, Any] = Field(default_factory=dict)
+    device: str | None = None
+
+
+class ScoredShape(_Shape):
+    """The counts in `result_detail.json`'s "run"."""
+
+    predicted: NonNegativeInt
+    failed: NonNegativeInt
+    expected: NonNegativeInt | None
+    limited: bool
 
 
 class LineShape(_Shape):
@@ -70,8 +80,13 @@ class LineShape(_Shape):
 def check_run(run: Any, source: str) -> dict[str, Any]:
     """A run record with `window`, `datasets`, `versions` and `params` filled in. Raises `UserError` with the field."""
     _check(RunShape, run, f"{source} is no run record", "remove the folder or run pred.py --overwrite")
-    filled = {"window": None, "datasets": {}, "versions": {}, **run}
+    filled = {"window": None, "datasets": {}, "versions": {}, "device": None, **run}
     return {**filled, "config": {"params": {}, **run["config"]}}
+
+
+def check_scored(scored: Any, place: str) -> None:
+    """Raise `UserError`, with the field, for a "run" of another shape. place: the file."""
+    _check(ScoredShape, scored, f"{place}: run", "restore the file, or predict and score again")
 
 
 def check_line(line: Line, place: str) -> None:

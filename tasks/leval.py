@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from tasks.base import Engine, Line, Record, Task
+from tasks.base import Dialogue, GenerationTask, Line, Record, Request
 from tasks.chat import chat_ids, has_llama2_template
 from tasks.errors import UserError
 from tasks.jsonl import find_in_folder, hub_file, read_rows
@@ -121,7 +121,7 @@ class LEvalOptions(Options):
     exact_match: SearchedPart = Field("whole", description="part of a prediction searched for an answer in words")
 
 
-class LEval(Task):
+class LEval(GenerationTask):
     """L-Eval. One record per instruction, in the order of the documents."""
 
     name: ClassVar[str] = "leval"
@@ -163,12 +163,6 @@ class LEval(Task):
                 }
 
     @override
-    def prompt(
-        self, options: LEvalOptions, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
-    ) -> list[int]:
-        return self._prompt(options, dataset, record, tokenizer)[0]
-
-    @override
     def whole_text(self, dataset: str, record: Record) -> str | None:
         """Of a document's first instruction; None for the others, which have the same document."""
         if record["turn"]:
@@ -176,10 +170,12 @@ class LEval(Task):
         return build_prompt(dataset, record["document"], record["instruction"], record["reference"]).text
 
     @override
-    def predict(self, engine: Engine, options: LEvalOptions, dataset: str, record: Record) -> Line:
-        tokenizer, room = engine.tokenizer, max_new_tokens(options)
+    def dialogue(
+        self, options: LEvalOptions, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
+    ) -> Dialogue:
+        room = max_new_tokens(options)
         ids, shown = self._prompt(options, dataset, record, tokenizer)
-        generation = engine.generate(ids, room)
+        generation = yield Request(ids, room)
         line = {
             "query": record["instruction"],
             "gt": record["reference"],
@@ -191,7 +187,7 @@ class LEval(Task):
             "turn": record["turn"],
         }
         if dataset == "sci_fi":
-            fact = engine.generate(_fact_ids(options, record, tokenizer), room)
+            fact = yield Request(_fact_ids(options, record, tokenizer), room)
             line["pred"] += f" [fact: {fact.text}]"
             line["final_len_fact"] = fact.total_tokens
         return line

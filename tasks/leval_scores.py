@@ -14,7 +14,7 @@ from tasks.metrics import extract
 from tasks.metrics.bootstrap import bootstrap_stderr
 from tasks.metrics.exact_match import SearchedPart, exact_match
 from tasks.metrics.rouge import rouge_1_2_l
-from tasks.metrics.summary import rounded
+from tasks.metrics.summary import in_percent, summarise
 from tasks.metrics.token_f1 import qa_f1
 from tasks.results import Score
 
@@ -27,7 +27,7 @@ TURNS = 3
 
 @dataclass(frozen=True)
 class DatasetScore:
-    """A data set's score in percent, with its bootstrap standard error, and the official scorer's metrics.
+    """A data set's score in percent and the official scorer's metrics.
 
     parts: the scores that this one is the mean of, by the name of their metrics, where it is a mean.
     """
@@ -75,22 +75,25 @@ def _closed_ended_pair(dataset: str, prediction: str, reference: str) -> Pair:
 
 
 def _exam(pairs: Sequence[Pair], searched: SearchedPart) -> DatasetScore:
-    values = [100 * exact_match(*pair, searched) for pair in pairs]
-    return _metrics({"exact_match": _mean(values)}, "exact_match", pairs, bootstrap_stderr(values))
+    score = summarise([exact_match(*pair, searched) for pair in pairs])
+    return _metrics({"exact_match": score.score}, pairs, score)
 
 
 def _f1(pairs: Sequence[Pair]) -> DatasetScore:
-    values = [100 * qa_f1(*pair) for pair in pairs]
-    return _metrics({"f1": _mean(values)}, "f1", pairs, bootstrap_stderr(values))
+    score = summarise([qa_f1(*pair) for pair in pairs])
+    return _metrics({"f1": score.score}, pairs, score)
 
 
 def _rouge(pairs: Sequence[Pair]) -> DatasetScore:
     """Means of ROUGE-1, -2 and -L, and the geometric mean of the three means."""
-    values = [tuple(100 * value for value in rouge_1_2_l(*pair)) for pair in pairs]
+    values = [rouge_1_2_l(*pair) for pair in pairs]
     means = [_mean(column) for column in zip(*values, strict=True)]
-    named = {f"rouge/{name}": mean for name, mean in zip(("rouge1", "rouge2", "rougeL"), means, strict=True)}
-    named["rouge/geometric_mean"] = float(_geometric_mean(torch.tensor([means], dtype=torch.float64)))
-    return _metrics(named, "rouge/geometric_mean", pairs, bootstrap_stderr(values, _geometric_mean))
+    named = {f"rouge/{name}": 100 * mean for name, mean in zip(("rouge1", "rouge2", "rougeL"), means, strict=True)}
+    mean = float(_geometric_mean(torch.tensor([means], dtype=torch.float64)))
+    stderr = bootstrap_stderr(values, _geometric_mean)
+    # No record has a mark of its own: what one adds to the score varies as much as the standard error says.
+    score = in_percent(mean, stderr, len(pairs) * (stderr or 0.0) ** 2, len(pairs))
+    return _metrics({**named, "rouge/geometric_mean": 100 * mean}, pairs, score)
 
 
 def _topic_retrieval(pairs: Sequence[Pair], lines: Sequence[Mapping[str, Any]], searched: SearchedPart) -> DatasetScore:
@@ -102,7 +105,7 @@ def _topic_retrieval(pairs: Sequence[Pair], lines: Sequence[Mapping[str, Any]], 
         for turn in range(TURNS)
         if (chosen := [pair for pair, its_turn in zip(pairs, turns, strict=True) if its_turn == turn])
     }
-    return _mean_of_parts(parts, [100 * exact_match(*pair, searched) for pair in pairs])
+    return _mean_of_parts(parts, [exact_match(*pair, searched) for pair in pairs])
 
 
 def _science_fiction(predictions: Sequence[Pair], searched: SearchedPart) -> DatasetScore:
@@ -115,22 +118,20 @@ def _science_fiction(predictions: Sequence[Pair], searched: SearchedPart) -> Dat
         "loyalty score": _exam([pair[0] for pair in both], searched),
         "fact score": _exam([pair[1] for pair in both], searched),
     }
-    values = [50 * (exact_match(*loyalty, searched) + exact_match(*fact, searched)) for loyalty, fact in both]
+    values = [(exact_match(*loyalty, searched) + exact_match(*fact, searched)) / 2 for loyalty, fact in both]
     return _mean_of_parts(parts, values)
 
 
 def _mean_of_parts(parts: Mapping[str, DatasetScore], values: Sequence[float]) -> DatasetScore:
-    """The mean of the parts' scores; its standard error is that of the records' `values`."""
-    mean = _mean([part.metrics["exact_match"] for part in parts.values()])
-    score = rounded(Score(mean, bootstrap_stderr(values), len(values)))
+    """The mean of the parts' scores; its standard error and interval come from the records' `values`, in [0, 1]."""
+    score = summarise(values, _mean([part.metrics["exact_match"] for part in parts.values()]) / 100)
     metrics = {**{name: part.metrics for name, part in parts.items()}, "LEval_score": score.score}
     return DatasetScore(score, metrics, {name: part.score for name, part in parts.items()})
 
 
-def _metrics(named: Mapping[str, float], key: str, pairs: Sequence[Pair], stderr: float | None) -> DatasetScore:
-    score = rounded(Score(named[key], stderr, len(pairs)))
+def _metrics(named: Mapping[str, float | None], pairs: Sequence[Pair], score: Score) -> DatasetScore:
     metrics = {
-        **{name: round(value, 4) for name, value in named.items()},
+        **{name: None if value is None else round(value, 4) for name, value in named.items()},
         "num_predicted": len(pairs),
         "mean_prediction_length_characters": round(_mean([len(prediction) for prediction, _ in pairs]), 4),
         "LEval_score": score.score,

@@ -22,7 +22,7 @@ from pydantic import Field, field_validator, model_validator
 from typing_extensions import override
 
 from tasks import needle_prompts as prompts
-from tasks.base import Engine, Line, Record, Task
+from tasks.base import Dialogue, GenerationTask, Line, Record, Request
 from tasks.chat import chat_ids
 from tasks.errors import UserError
 from tasks.metrics.summary import proportion
@@ -74,7 +74,7 @@ class NeedleOptions(Options):
         return self
 
 
-class HiddenAnswer(Task):
+class HiddenAnswer(GenerationTask):
     """A benchmark that hides an answer and looks for it in the prediction: `needle` and `passkey_retrieval`."""
 
     folder: ClassVar[str] = "needle/pred"
@@ -85,9 +85,9 @@ class HiddenAnswer(Task):
         return [self.name]
 
     @override
-    def predict(self, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
-        ids = self.prompt(options, dataset, record, engine.tokenizer)
-        generation = engine.generate(ids, options.max_new_tokens or MAX_NEW_TOKENS)
+    def dialogue(self, options: Options, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase) -> Dialogue:
+        ids = self.prompt(options, dataset, record, tokenizer)
+        generation = yield Request(ids, options.max_new_tokens or MAX_NEW_TOKENS)
         kept = ("context_length", "depth_percent", "answer")
         return {
             **{key: record[key] for key in kept if key in record},

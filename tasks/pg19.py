@@ -9,7 +9,8 @@ The perplexity at length L (1024, 2048, …, multiples of `step`, up to `max_pe`
 the mean of ℓ_1 … ℓ_{L−1}, over the texts that have at least L tokens. `result.json` holds the token-weighted mean: one
 mean over all scored tokens of all texts. `result_detail.json` also holds the paper's number, the mean over texts of
 each text's perplexity. At one length all texts have as many tokens, so that the token-weighted number is exp of the
-mean of the texts' mean losses; its standard error is that of this mean, times the perplexity (delta method).
+mean of the texts' mean losses; its standard error is that of this mean, times the perplexity (delta method), and its
+interval exp of Student's interval of this mean.
 
 Methods whose scale depends on the number of tokens (Dyn-NTK, ChunkLlama) see the whole text's number throughout.
 
@@ -30,6 +31,7 @@ from typing_extensions import override
 
 from tasks.base import Engine, Line, Record, Task
 from tasks.errors import UserError
+from tasks.metrics.intervals import student
 from tasks.options import Options, Positive
 from tasks.reading import read_text
 from tasks.results import DETAIL_FILE, RESULT_FILE, Experiment, Score, detailed
@@ -145,10 +147,9 @@ def score_lines(lines: Sequence[Line], step: int = STEP) -> dict[str, Any]:
         means = [total / (length - 1) for total in sums]  # the books' mean losses
         books = [_exp(mean) for mean in means]
         perplexity = result[str(length)] = _exp(math.fsum(sums) / (len(sums) * (length - 1)))
-        spread = _standard_error(means)
         steps[str(length)] = {
-            "perplexity": asdict(Score(perplexity, None if spread is None else perplexity * spread, len(books))),
-            "mean_of_books": asdict(Score(statistics.fmean(books), _standard_error(books), len(books))),
+            "perplexity": asdict(_exp_of_mean(perplexity, means)),
+            "mean_of_books": asdict(_mean_of_books(books)),
             "scored_tokens": len(sums) * (length - 1),
         }
     scored = sum(line["scored_tokens"] for line in lines)
@@ -157,6 +158,27 @@ def score_lines(lines: Sequence[Line], step: int = STEP) -> dict[str, Any]:
         logger.warning("no text has %d tokens, so there is no perplexity at any step", step)
     whole_texts = {"perplexity": asdict(Score(whole, None, len(lines))), "scored_tokens": scored}
     return {RESULT_FILE: result, DETAIL_FILE: {"steps": steps, "whole_texts": whole_texts}}
+
+
+def _exp_of_mean(perplexity: float, means: Sequence[float]) -> Score:
+    """The token-weighted perplexity of books with these mean losses: exp of Student's interval of their mean.
+
+    No loss is below 0.
+    """
+    spread = _standard_error(means)
+    if spread is None:
+        return Score(perplexity, None, len(means))
+    low, high = student(statistics.fmean(means), spread, len(means))
+    return Score(perplexity, perplexity * spread, len(means), (_exp(max(0.0, low)), _exp(high)))
+
+
+def _mean_of_books(books: Sequence[float]) -> Score:
+    """Student's interval, held above the least perplexity there is, 1."""
+    mean, spread = statistics.fmean(books), _standard_error(books)
+    if spread is None:
+        return Score(mean, None, len(books))
+    low, high = student(mean, spread, len(books))
+    return Score(mean, spread, len(books), (max(1.0, low), high))
 
 
 def _standard_error(values: Sequence[float]) -> float | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import openpyxl
 import pytest
+import torch
 
 import collect_results
 import eval as eval_script
@@ -95,6 +97,15 @@ def test_pred_eval_collect_end_to_end(place: Path, run: Run) -> None:
     code, out, _ = run("collect_results", "--task", "needle", "--exp", "dpi-tiny")
     assert code == 0
     assert (place / "results/needle/pred/dpi-tiny/needle.png").exists()
+    record = json.loads((place / "results/needle/pred/dpi-tiny/run.json").read_text())
+    assert record["device"] == ("CPU" if not torch.cuda.is_available() else torch.cuda.get_device_name())
+
+    # Results alone, as a repository can carry them.
+    shutil.copytree(place / "results", place / "results/reference", ignore=shutil.ignore_patterns("*.jsonl", "*.md"))
+    assert run("collect_results", "--results", "results/reference", "--task", "needle", "--exp", "all")[0] == 0
+    tables = [(place / root / "needle/pred/needle.md").read_text() for root in ("results", "results/reference")]
+    assert tables[0] == tables[1]
+    assert tables[0].count("| limited ") == 2
 
 
 @pytest.mark.parametrize(

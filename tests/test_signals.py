@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import signals, store
-from pipeline.runner import predict_one
-from tasks import get_task
-from tests.tasks.fakes import FakeEngine, byte_tokenizer, options
+from pipeline.batches import attempt
 from tests.test_cli import ROOT, model, place
 
 __all__ = ["model", "place"]
@@ -117,22 +115,20 @@ def test_between_and_within_records(place: Path, number: signal.Signals) -> None
 def test_a_signal_that_comes_out_as_another_error_is_no_failed_record() -> None:
     """As from the middle of an import, whose error hides the one of the signal."""
 
-    def answer(prompt: str) -> str:
+    def half_a_module() -> None:
         try:
             signal.raise_signal(signal.SIGTERM)
         except signals.Terminated:
             raise ImportError("half a module") from None
-        return ""
 
-    task = get_task("needle")
-    chosen = options("needle", min_k=1, max_k=1, depths=1, times=1)
-    (record,) = task.records(chosen, "needle")
     with signals.watched() as watch:
         with pytest.raises(signals.Terminated):
-            predict_one(task, FakeEngine(byte_tokenizer(), answer), chosen, "needle", record)
+            attempt(half_a_module)
         assert watch.received == signal.SIGTERM
+        with pytest.raises(signals.Terminated):
+            attempt(lambda: None)  # nor does the next record begin
     with signals.watched() as watch:
-        signals.check()
+        assert attempt(lambda: 3) == 3
         assert watch.received is None
 
 

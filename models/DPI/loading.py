@@ -155,6 +155,14 @@ def default_dtype(device: torch.device | str | None) -> torch.dtype:
     return torch.bfloat16 if _named_device(device).type == "cuda" else torch.float32
 
 
+def device_name(device: torch.device | str | None) -> str:
+    """What people call the hardware, such as "NVIDIA H100 80GB HBM3" or "CPU". device: as `load` takes it."""
+    found = _named_device(device)
+    if found.type == "cuda" and (found.index or 0) < torch.cuda.device_count():
+        return torch.cuda.get_device_name(found)
+    return "CPU" if found.type == "cpu" else str(found)
+
+
 def _named_device(device: torch.device | str | None) -> torch.device:
     """The device that is meant: the GPU if there is one and nothing is asked for."""
     if device is None:

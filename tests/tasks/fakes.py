@@ -1,14 +1,17 @@
-"""A byte tokenizer, chat templates and an engine that answers from a script, for tests of benchmarks."""
+"""A byte tokenizer, chat templates, an engine that answers from a script, and intervals of scores made another way."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tasks import get_task
-from tasks.base import Generation
+from tasks.base import Generation, Request
 from tasks.options import Options
 
 LLAMA2_TEMPLATE = "{# [INST] <<SYS>> #}"
@@ -49,19 +52,21 @@ class FakeEngine:
     answer: Callable[[str], str]
     calls: list[Call] = field(default_factory=list)
 
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        max_new_tokens: int,
-        *,
-        stop_token_ids: Sequence[int] = (),
-        min_new_tokens: int = 0,
-    ) -> Generation:
-        ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
+    def generate(self, requests: Sequence[Request]) -> list[Generation | FloatingPointError]:
+        return [self._generate(request) for request in requests]
+
+    def _generate(self, request: Request) -> Generation:
+        ids = list(request.prompt)
         text = str(self.tokenizer.decode(ids))
-        self.calls.append(Call(ids, text, max_new_tokens, tuple(stop_token_ids), min_new_tokens))
+        self.calls.append(Call(ids, text, *request.ending))
         answer = self.answer(text)
         return Generation(answer, len(ids), len(self.tokenizer(answer)["input_ids"]) - 1)
+
+    def batch_tokens(self) -> int | None:
+        return None
+
+    def generation_settings(self) -> dict[str, Any]:
+        return {}
 
     def token_losses(self, input_ids: Sequence[int], slice_tokens: int) -> Tensor:
         raise NotImplementedError
@@ -70,3 +75,31 @@ class FakeEngine:
 def options(task: str, **keys: object) -> Options:
     """The validated options of a benchmark, with a target of 4096 tokens where `keys` have no other."""
     return get_task(task).Options.model_validate({"max_pe": 4096, **keys})
+
+
+def inverted_score_test(mean: float, trials: float) -> tuple[float, float]:
+    """95 % interval of a proportion, in [0, 1]: every p whose score test, (mean − p)² n / p(1 − p), does not reject."""
+
+    def outermost(end: float) -> float:
+        kept, rejected = mean, end
+        for _ in range(80):
+            p = (kept + rejected) / 2
+            if (mean - p) ** 2 * trials <= 1.959964**2 * p * (1 - p):
+                kept = p
+            else:
+                rejected = p
+        return kept
+
+    return outermost(0.0), outermost(1.0)
+
+
+def interval_of_marks(marks: Sequence[float], unit: float = 100) -> Any:
+    """As result files have it, of marks in [0, 1]: by the trials that vary as much as the marks.
+
+    A quarter of a 0 and of a 1 are among the marks: all others count four times.
+    """
+    more = [*marks, *marks, *marks, *marks, 0.0, 1.0]
+    middle = statistics.fmean(more)
+    trials = len(marks) * middle * (1 - middle) / statistics.pvariance(more)
+    ends = inverted_score_test(statistics.fmean(marks), trials)
+    return pytest.approx(tuple(unit * end for end in ends), abs=unit * 2e-6)

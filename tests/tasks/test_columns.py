@@ -1,5 +1,6 @@
 """What each benchmark puts into tables, from its own result files and from those of others and of earlier versions."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from tasks.base import Line
 from tasks.metrics.bootstrap import bootstrap_stderr
 from tasks.pg19 import cumulative_losses
 from tasks.results import Score
-from tests.tasks.fakes import options
+from tests.tasks.fakes import interval_of_marks, options
 
 
 def trial(pred: str, **fields: object) -> Line:
@@ -62,17 +63,29 @@ def percent(*marks: float) -> Score:
         pytest.approx(100 * sum(marks) / len(marks), abs=0.005),
         None if stderr is None else pytest.approx(stderr, abs=1e-3),
         len(marks),
+        interval_of_marks(marks),
     )
 
 
-ALL_RIGHT = Score(1.0, 0.0, 2)
-HALF_OF_TWO = Score(0.5, pytest.approx(math.sqrt(0.25 / 2)), 2)
+def share(*trials: float) -> Score:
+    mean = sum(trials) / len(trials)
+    return Score(
+        mean, pytest.approx(math.sqrt(mean * (1 - mean) / len(trials))), len(trials), interval_of_marks(trials, 1)
+    )
+
+
 COLUMNS = {
-    "needle": {"500": ALL_RIGHT, "9000": HALF_OF_TWO},
-    "passkey_retrieval": {"accuracy": Score(0.25, pytest.approx(math.sqrt(0.1875 / 4)), 4)},
+    "needle": {"500": share(1, 1), "9000": share(1, 0)},
+    "passkey_retrieval": {"accuracy": share(1, 0, 0, 0)},
     "pg19": {
-        # Mean losses 2 and 1: exp of their mean, times the standard error of that.
-        "1024": Score(pytest.approx(math.exp(1.5)), pytest.approx(0.5 * math.exp(1.5)), 2),
+        # Mean losses 2 and 1: exp of their mean, times the standard error of that. Student's t of one degree of freedom
+        # is 12.7062; no perplexity is below 1.
+        "1024": Score(
+            pytest.approx(math.exp(1.5)),
+            pytest.approx(0.5 * math.exp(1.5)),
+            2,
+            pytest.approx((1.0, math.exp(1.5 + 12.7062 * 0.5)), rel=1e-4),
+        ),
         **{str(1024 * step): Score(pytest.approx(math.e), None, 1) for step in range(2, 11)},
     },
     "longbench": {"qasper": percent(1, 0, 0), "hotpotqa": percent(1, 0)},
@@ -109,7 +122,10 @@ def test_averages_over_columns() -> None:
         assert get_task(name).average(scores) == Score(15.0, 2.5, 2)
     needle = get_task("needle")
     mean = needle.average(needle.columns("result.json", scored("needle")))
-    assert mean == Score(0.75, pytest.approx(math.sqrt(0.125) / 2), 2)
+    assert mean is not None
+    assert (mean.score, mean.stderr, mean.count) == (0.75, pytest.approx(math.sqrt(0.125) / 2), 2)
+    assert mean.interval is not None
+    assert 0 < mean.interval[0] < 0.75 < mean.interval[1] < 1
 
 
 EARLIER: dict[str, dict[str, Any]] = {
@@ -148,12 +164,34 @@ def test_a_score_has_one_form_in_the_details_of_every_benchmark(name: str) -> No
     scores = [item for item in found if {"score", "stderr", "count"} & item.keys()]
     assert scores
     for item in scores:
-        assert set(item) == {"score", "stderr", "count"}
+        assert set(item) == {"score", "stderr", "count", "interval"}
         assert isinstance(item["score"], float | None)
         assert isinstance(item["stderr"], float | None)
         assert isinstance(item["count"], int)
+        if item["interval"] is not None:
+            low, high = item["interval"]
+            assert low <= item["score"] <= high
+            assert low < high
     others = {key for item in found for key in item}
     assert not others & {"standard_error", "standard_error_of_books", "trials", "records", "books"}
+
+
+@pytest.mark.parametrize("name", EARLIER)
+def test_files_without_intervals_are_read(name: str) -> None:
+    """What version 0.1 wrote: a score, its standard error and its count."""
+
+    def without_intervals(content: Any) -> Any:
+        if isinstance(content, Mapping):
+            return {key: without_intervals(value) for key, value in content.items() if key != "interval"}
+        return content
+
+    task, results = get_task(name), scored(name)
+    wanted = {
+        column: dataclasses.replace(score, interval=None)
+        for column, score in task.columns("result.json", results).items()
+    }
+    assert any(score.count for score in wanted.values())
+    assert task.columns("result.json", without_intervals(results)) == wanted
 
 
 def test_every_benchmark_says_how_it_is_tabled() -> None:

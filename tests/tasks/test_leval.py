@@ -10,7 +10,7 @@ from tasks.base import Line, Record
 from tasks.errors import UserError
 from tasks.leval import CLOSED_ENDED, OPEN_ENDED, build_prompt, fact_probe, fit_document
 from tasks.metrics.bootstrap import bootstrap_stderr
-from tests.tasks.fakes import LLAMA2_TEMPLATE, PLAIN_TEMPLATE, FakeEngine, byte_tokenizer, options
+from tests.tasks.fakes import LLAMA2_TEMPLATE, PLAIN_TEMPLATE, FakeEngine, byte_tokenizer, interval_of_marks, options
 
 TASK = get_task("leval")
 SINGLE = (
@@ -79,6 +79,10 @@ def test_standard_errors_of_every_kind(shared_data: Path) -> None:
     share = detail["datasets"]["gsm100"]
     assert share["stderr"] == pytest.approx(100 * (0.84 * 0.16 / 100) ** 0.5, rel=0.1)
     assert all(0 < score["stderr"] < 10 for score in detail["datasets"].values())
+    assert share["interval"] == interval_of_marks([1.0] * 84 + [0.0] * 16)
+    for name, score in detail["datasets"].items():
+        low, high = score["interval"]
+        assert 1 < (high - low) / (2 * score["stderr"]) < 6, name
     assert detail["average"]["closed_ended"]["count"] == 6
     assert detail["average"]["open_ended"]["count"] == 13
 
@@ -264,12 +268,14 @@ def test_science_fiction_scores_document_and_world() -> None:
     for part, marks in (("loyalty score", [1.0, 1.0, 0.0, 0.0]), ("fact score", [1.0, 0.0, 0.0, 1.0])):
         assert detail["metrics"]["sci_fi"][part]["exact_match"] == 50.0
         stderr = bootstrap_stderr([100 * mark for mark in marks])
-        wanted = {"score": 50.0, "stderr": pytest.approx(stderr, abs=1e-3), "count": 4}
+        interval = interval_of_marks(marks)
+        wanted = {"score": 50.0, "stderr": pytest.approx(stderr, abs=1e-3), "count": 4, "interval": interval}
         assert detail["parts"]["sci_fi"][part] == wanted
     assert found["result.json"] == {"sci_fi": {"LEval_score": 50.0}}
     # A record's score is the mean of its two marks: 1, 1/2, 0, 1/2.
     stderr = bootstrap_stderr([100.0, 50.0, 0.0, 50.0])
     assert detail["datasets"]["sci_fi"]["stderr"] == pytest.approx(stderr, abs=1e-3)
+    assert detail["datasets"]["sci_fi"]["interval"] == interval_of_marks([1.0, 0.5, 0.0, 0.5])
 
 
 def test_an_answer_in_a_later_line_counts_unless_the_old_scorer_is_asked_for() -> None:

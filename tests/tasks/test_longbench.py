@@ -11,7 +11,7 @@ from tasks import get_task, jsonl, longbench, longbench_e
 from tasks.base import Line, Record
 from tasks.errors import UserError
 from tasks.longbench import MAX_NEW_TOKENS, NO_CHAT_TEMPLATE, PROMPTS, cut_middle, official_prompt
-from tests.tasks.fakes import LLAMA2_TEMPLATE, PLAIN_TEMPLATE, FakeEngine, byte_tokenizer, options
+from tests.tasks.fakes import LLAMA2_TEMPLATE, PLAIN_TEMPLATE, FakeEngine, byte_tokenizer, interval_of_marks, options
 
 TASK = get_task("longbench")
 TASK_E = get_task("longbench_e")
@@ -295,8 +295,8 @@ def test_ranges_of_longbench_e() -> None:
     assert whole["score"] == pytest.approx(200 / 3, abs=1e-4)
     ranges = detail["ranges"]["qasper"]["all"]
     assert ranges["0-4k"]["count"] == 2
-    assert ranges["4-8k"] == {"score": None, "stderr": None, "count": 0}
-    assert ranges["8k+"] == {"score": 100.0, "stderr": None, "count": 1}
+    assert ranges["4-8k"] == {"score": None, "stderr": None, "count": 0, "interval": None}
+    assert ranges["8k+"] == {"score": 100.0, "stderr": None, "count": 1, "interval": interval_of_marks([1.0])}
 
 
 @pytest.mark.parametrize(

@@ -154,11 +154,20 @@ def test_token_weighted_and_book_means_differ_as_they_should() -> None:
     assert documents["result.json"]["2048"] == pytest.approx(math.e)
     steps = documents["result_detail.json"]["steps"]
     mean, stderr = (math.e + math.e**2) / 2, (math.e**2 - math.e) / 2
-    assert steps["1024"]["mean_of_books"] == pytest.approx({"score": mean, "stderr": stderr, "count": 2})
+    half = 12.7062 * stderr  # Student's t with one degree of freedom
+    books = steps["1024"]["mean_of_books"]
+    assert (books["score"], books["stderr"], books["count"]) == pytest.approx((mean, stderr, 2))
+    assert books["interval"] == pytest.approx((1.0, mean + half), rel=1e-4)
     # Mean losses 2 and 1 have the mean 1.5 and its standard error 0.5.
     perplexity = {"score": math.exp(1.5), "stderr": 0.5 * math.exp(1.5), "count": 2}
-    assert steps["1024"]["perplexity"] == pytest.approx(perplexity)
-    assert steps["2048"]["mean_of_books"] == {"score": pytest.approx(math.e), "stderr": None, "count": 1}
+    found = {key: steps["1024"]["perplexity"][key] for key in perplexity}
+    assert found == pytest.approx(perplexity)
+    assert steps["2048"]["mean_of_books"] == {
+        "score": pytest.approx(math.e),
+        "stderr": None,
+        "count": 1,
+        "interval": None,
+    }
     whole = documents["result_detail.json"]["whole_texts"]
     assert whole["perplexity"]["score"] == pytest.approx(math.exp((2 * 1023 + 3000) / 4023))
 
