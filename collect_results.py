@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pipeline import signals
+
+if __name__ == "__main__":
+    signals.end_at_once()  # while the rest is imported
+
 import logging
 
 from rich.console import Console

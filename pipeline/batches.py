@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, ParamSpec, TypeVar
 
-from pipeline import store
+from pipeline import signals, store
 from pipeline.text import printable
 from tasks.base import Dialogue, Engine, Generation, GenerationTask, Line, Record, Request, Task
 from tasks.errors import UserError
@@ -58,11 +58,13 @@ class Failure:
 
 def attempt(run: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Failure:
     """What `run` returns, or why it failed; then memory is given back. A `UserError` ends the run."""
+    signals.check()
     try:
         return run(*args, **kwargs)
     except UserError:
         raise
     except Exception as error:
+        signals.check()  # a signal that came out as another error is not the record's failure
         failure = Failure.of(error)
     free_memory()  # not before the error and its frames are gone
     return failure

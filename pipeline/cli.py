@@ -17,12 +17,12 @@ import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 from typing_extensions import override
 
+from pipeline import signals
 from pipeline.files import encoded, open_to_write
 from pipeline.text import PrintableFormatter, printable
 from tasks import task_names
@@ -32,8 +32,6 @@ EXIT_DONE = 0
 EXIT_USER_ERROR = 2
 EXIT_FAILED_RECORDS = 3
 EXIT_BAD_EXPERIMENT = 3
-EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
 
 DEFAULT_RESULTS = Path("results")
 LOG_FILE = "errors.log"
@@ -83,33 +81,30 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if "--verbose" in sys.argv:
         logging.getLogger().setLevel(logging.DEBUG)
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        with logging_redirect_tqdm():
-            code = main(sys.argv[1:])
-    except UserError as error:
-        complain(error, sys.argv[1:])
-        code = EXIT_USER_ERROR
-    except OSError as error:  # a full disk, a folder that is gone or may not be written
-        complain(UserError(_fault(error)), sys.argv[1:], cause=error)
-        code = EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from here\n")
-        code = EXIT_INTERRUPTED
-    except Terminated:
-        sys.stderr.write("terminated; the same command goes on from here\n")
-        code = EXIT_TERMINATED
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with signals.watched() as watch:
+        try:
+            with logging_redirect_tqdm():
+                code = main(sys.argv[1:])
+        except SystemExit:
+            raise
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | signals.Terminated) or watch.received is not None:
+                code, line = signals.end_of(watch.received or signal.SIGINT)
+                sys.stderr.write(line)
+            else:
+                code = _code_of(error)
     sys.exit(code)
 
 
-class Terminated(BaseException):
-    """SIGTERM, which ends a run as Ctrl-C does."""
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+def _code_of(error: BaseException) -> int:
+    """Say what ended a run in one line; returns the exit code. What may be a bug is raised again."""
+    if isinstance(error, UserError):
+        complain(error, sys.argv[1:])
+    elif isinstance(error, OSError):  # a full disk, a folder that is gone or may not be written
+        complain(UserError(_fault(error)), sys.argv[1:], cause=error)
+    else:
+        raise error
+    return EXIT_USER_ERROR
 
 
 def complain(error: UserError, argv: Sequence[str], cause: BaseException | None = None) -> None:

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from models.DPI.losses import token_losses
 from models.DPI.patches.families import head_dim_of, kv_heads_of
+from models.DPI.patches.finite import where_not_finite
 from models.DPI.patches.generation import decode_plainly, static_cache
 from models.DPI.patches.Llama import replays_decoding
 from tasks.base import Engine, Generation, Request
@@ -83,7 +84,11 @@ class ModelEngine(Engine):
             **arguments,
         )
         rows = [until_end(row, ends) for row in output[:, longest:].tolist()]
-        errors = watch.errors([len(prompt) for prompt in prompts], [len(row) for row in rows])
+        steps = watch.first_wrong([len(row) for row in rows])
+        errors = [
+            None if step is None else self._not_finite(prompt + row[: step[0]], *step)
+            for step, row, prompt in zip(steps, rows, prompts, strict=True)
+        ]
         return [
             error or Generation(str(self.tokenizer.decode(row, skip_special_tokens=True)), len(prompt), len(row))
             for error, row, prompt in zip(errors, rows, prompts, strict=True)
@@ -93,8 +98,21 @@ class ModelEngine(Engine):
     def token_losses(self, input_ids: Sequence[int], slice_tokens: int) -> Tensor:
         ids = torch.tensor([list(input_ids)], device=self.model.device)  # (1, T)
         losses = token_losses(self.model, ids, slice_tokens)[0]
-        check_losses(losses)
+        wrong = (~losses.isfinite()).nonzero()
+        if len(wrong):
+            first = int(wrong[0])  # of token 1, 2, ...
+            raise FloatingPointError(
+                f"the loss of the token at position {first + 1} is {float(losses[first])} ({len(wrong)} of"
+                f" {len(losses)} losses are not finite); {where_not_finite(self.model, input_ids, first)}"
+            )
         return losses
+
+    def _not_finite(self, ids: Sequence[int], step: int, largest: float) -> FloatingPointError:
+        """ids: of the prompt and the new tokens before the one whose logits are not finite."""
+        return FloatingPointError(
+            f"the logits for the token at position {len(ids)} (new token {step}) are not finite: the largest is"
+            f" {largest}; {where_not_finite(self.model, ids)}"
+        )
 
     @override
     def batch_tokens(self) -> int | None:
@@ -131,41 +149,22 @@ class FiniteLogits:
         self._largest.append(scores.amax(-1))  # (B,); NaN if any is NaN
         return scores
 
-    def errors(self, prompt_tokens: Sequence[int], new_tokens: Sequence[int]) -> list[FloatingPointError | None]:
-        """For each row an error with the position of its first token whose logits are not finite, or None.
+    def first_wrong(self, new_tokens: Sequence[int]) -> list[tuple[int, float] | None]:
+        """For each row its first new token whose logits are not finite, with the largest of them, or None.
 
-        prompt_tokens, new_tokens: of each row; what a row is given after its end does not count.
+        new_tokens: of each row; what a row is given after its end does not count.
         """
         largest = torch.stack(self._largest).float().cpu()  # (steps, B)
-        found: list[FloatingPointError | None] = []
-        for row, (prompt, new) in enumerate(zip(prompt_tokens, new_tokens, strict=True)):
+        found: list[tuple[int, float] | None] = []
+        for row, new in enumerate(new_tokens):
             wrong = (~largest[:new, row].isfinite()).nonzero()
-            step = int(wrong[0]) if len(wrong) else None
-            found.append(
-                None
-                if step is None
-                else FloatingPointError(
-                    f"the logits for the token at position {prompt + step} (new token {step}) are not finite:"
-                    f" the largest is {float(largest[step, row])}"
-                )
-            )
+            found.append((int(wrong[0]), float(largest[int(wrong[0]), row])) if len(wrong) else None)
         return found
 
 
 def until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
     """A row's tokens up to the first that ends it; what follows is padding."""
     return tokens[: next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))]
-
-
-def check_losses(losses: Tensor) -> None:
-    """Raise `FloatingPointError` with the position of the first loss that is not finite. losses: of tokens 1 …."""
-    wrong = (~losses.isfinite()).nonzero()
-    if len(wrong):
-        first = int(wrong[0])
-        raise FloatingPointError(
-            f"the loss of the token at position {first + 1} is {float(losses[first])}"
-            f" ({len(wrong)} of {len(losses)} losses are not finite)"
-        )
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
