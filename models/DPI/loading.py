@@ -13,6 +13,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file
 
 from models.DPI.methods import build_method
+from models.DPI.patches.families import stock_attention_of
 from models.DPI.patches.Llama import check_config, check_implementation, install
 from models.DPI.short_names import SHORT_NAMES, Source
 
@@ -69,7 +70,7 @@ def load(
         source.folder,
         config=config,
         dtype=dtype,
-        attn_implementation=stock_attention,
+        attn_implementation=stock_attention_of(config, stock_attention),
         output_loading_info=True,
         **placement,
         **weights,

@@ -128,7 +128,8 @@ def install(
     )
     setattr(base, _ATTRIBUTE, installation)
     config._attn_implementation = NAME
-    base.rotary_emb = NoRotation(base.rotary_emb, installation.rope.rotary_dim, running)
+    width = installation.rope.rotary_dim // (2 if installation.family.half_tables else 1)
+    base.rotary_emb = NoRotation(base.rotary_emb, width, running)
     for module, name, run in _replaced(inner, installation):
         ReplacedMethod(module, name, run)
     return model
@@ -206,6 +207,8 @@ def observe(model: PreTrainedModel, observer: Observer) -> Iterator[None]:
         raise ValueError("the model has no method to observe; install one first (repro_original changes nothing)")
     if LOCAL in installation.kinds:
         raise ValueError("the model has layers that attend locally; only models without them can be observed")
+    if not installation.family.plain_softmax:
+        raise ValueError("the model's softmax has a soft cap or sinks, which observers are not told of")
     token = _observed.set((installation.owner, observer))
     try:
         yield
@@ -340,7 +343,8 @@ def _replaced(inner: Any, installation: "Installation") -> Iterator[tuple[nn.Mod
         if not installation.family.hands_on:
             yield layer.self_attn, "forward", run_attention
         block: Any = getattr(layer, "mlp", None)
-        if type(block).__name__.endswith("MLP"):  # experts' routers are watched by transformers, token for token
+        # Routers of experts are watched by transformers, token for token.
+        if type(block).__name__.endswith("MLP") and not hasattr(block, "experts"):
             yield block, "forward", _feed_forward
     if installation.with_head and hasattr(type(inner), "generate"):
         yield inner, "create_masks_for_generate", _keep_padding_mask

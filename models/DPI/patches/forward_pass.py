@@ -123,7 +123,10 @@ class ForwardPass:
         scaling: float,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, H, T, D), (B, Hkv, N, D) un-rotated -> (B, T, H, D) and the weights where they are formed."""
+        """(B, H, T, D), (B, Hkv, N, D) un-rotated -> (B, T, H, D) and the weights where they are formed.
+
+        kwargs: what else the layer hands to transformers' attention; softcap and s_aux, its sinks, are heeded.
+        """
         number: int = layer.layer_idx  # type: ignore[assignment]
         n = key.shape[2] if self.whole_cache else self.padding.past + query.shape[2]  # a static cache is longer
         local = self.kinds[number] != FULL
@@ -148,6 +151,8 @@ class ForwardPass:
             value[:, :, :n],
             plan,
             scaling=scaling,
+            softcap=kwargs.get("softcap"),
+            sinks=kwargs.get("s_aux"),
             layer=number,
             impl=self.attn_impl,
             need_weights=self.attn_impl == "reference",
@@ -172,8 +177,9 @@ class ForwardPass:
         cos, sin = self._rotation(query.device, kind)  # (B or 1, n, rotary_dim)
         n, t = cos.shape[1], query.shape[2]
         held = min(key.shape[2], n)
-        rotated = rotate_as_stock(layer, query, cos[:, n - t :], sin[:, n - t :])
-        head = rotate_as_stock(layer, key[:, :, :held], cos[:, n - held :], sin[:, n - held :])
+        half = self.family.half_tables
+        rotated = rotate_as_stock(layer, query, cos[:, n - t :], sin[:, n - t :], half)
+        head = rotate_as_stock(layer, key[:, :, :held], cos[:, n - held :], sin[:, n - held :], half)
         return rotated, head if key.shape[2] == held else torch.cat((head, key[:, :, held:]), dim=2)
 
     def _rotation(self, device: torch.device, kind: str) -> tuple[Tensor, Tensor]:

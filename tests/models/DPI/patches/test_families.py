@@ -41,6 +41,7 @@ EXPERTS: dict[str, Any] = {
     "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 24,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 8}
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 OWN: dict[str, dict[str, Any]] = {
     "exaone4": {"layer_types": ["full_attention"] * 3},
@@ -64,6 +65,20 @@ OWN: dict[str, dict[str, Any]] = {
     "stablelm": {"partial_rotary_factor": 0.5},
     "gpt_neox": {"rotary_pct": 0.5},
     "nemotron": {"partial_rotary_factor": 0.5},
+    "gemma2": {
+        "sliding_window": 16,
+        "layer_types": MIXED,
+        "query_pre_attn_scalar": 17,
+        "attn_logit_softcapping": 3.0,
+        "final_logit_softcapping": 4.0,
+    },
+    "vaultgemma": {
+        "sliding_window": 16,
+        "layer_types": ["full_attention"] * 3,
+        "attn_logit_softcapping": 3.0,
+        "query_pre_attn_scalar": 9,
+    },
+    "gpt_oss": {"sliding_window": 16, "layer_types": MIXED, "rope_parameters": YARN | {"truncate": False}},
     "granite": {"attention_multiplier": 0.4, "logits_scaling": 3.0},
     "granitemoe": {"attention_multiplier": 0.4, "logits_scaling": 3.0},
 }
@@ -76,7 +91,7 @@ NOTHING_TO_CHANGE: dict[str, dict[str, Any]] = {
 
 def make(model_type: str, **options: Any) -> PreTrainedModel:
     """A random model of a family."""
-    experts = EXPERTS if "moe" in model_type or model_type == "mixtral" else {}
+    experts = EXPERTS if "moe" in model_type or model_type in ("mixtral", "gpt_oss") else {}
     torch.manual_seed(20)
     keys = SHAPE | experts | OWN.get(model_type, {}) | options
     if model_type == "gpt_neox":  # its configuration has no such key
