@@ -55,7 +55,7 @@ def load(
     config = AutoConfig.from_pretrained(source.folder, **options) if config is None else config
     window = window_of(config) if max_position_embeddings is None else max_position_embeddings
     built = build_method(method, params, window, target_length)
-    check_config(config, built)
+    check_config(config, built, window)
     placement: dict[str, Any] = {}
     if tp_plan is not None:
         placement["tp_plan"] = tp_plan

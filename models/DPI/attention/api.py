@@ -80,7 +80,8 @@ def choose(
 ) -> str:
     """The implementation that will run, by name.
 
-    need_gradients: a tensor requires them. capped: logits have a soft cap. Raises ValueError if `impl` cannot run, saying why.
+    need_gradients: a tensor requires them. capped: logits have a soft cap. Raises ValueError if `impl` cannot run,
+    saying why.
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"attn_impl is {impl!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")

@@ -38,7 +38,9 @@ class Backend:
     caps: bool = True
     by_name_only: bool = False
 
-    def why_not(self, q: Tensor, plan: Plan, *, need_weights: bool, need_gradients: bool, capped: bool = False) -> str | None:
+    def why_not(
+        self, q: Tensor, plan: Plan, *, need_weights: bool, need_gradients: bool, capped: bool = False
+    ) -> str | None:
         """Why it cannot run, or None."""
         if need_weights and not self.forms_weights:
             return "it does not form the attention weights; only 'reference' does"

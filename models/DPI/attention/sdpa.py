@@ -110,9 +110,7 @@ class _Block(NamedTuple):
     rotated: dict[KeyTable, Tensor] | None
 
 
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, job: _Job, lse: Tensor | None = None
-) -> Tensor:
+def _forward(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, job: _Job, lse: Tensor | None = None) -> Tensor:
     """lse: (B, H, T), receives the log-sum-exps, sinks included, of queries whose logits are not formed whole."""
     out = torch.empty_like(q)
     for block in job.blocks(q, k):

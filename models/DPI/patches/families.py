@@ -2,7 +2,8 @@
 
 An architecture serves if every layer hands queries and keys to transformers' attention interface right after the
 rotation, if the rotation is one of pairs of components, and if nothing but a soft cap and a softmax, with or without
-sinks, stands between logits and weights. All in `FAMILIES` are tested against their stock models; `REFUSED` says why others cannot work.
+sinks, stands between logits and weights. All in `FAMILIES` are tested against their stock models; `REFUSED` says why
+others cannot work.
 """
 
 import sys
@@ -25,8 +26,8 @@ class Family:
     rotates_if: name of what is true on the attention modules that rotate; the others have no positions to change.
     hands_on: whether a decoder layer hands arguments that it does not know to its attention.
     half_tables: cosines and sines are those of the angles, D/2, and not each twice.
-    plain_softmax: logits have no soft cap and the softmax no sinks. Otherwise PyTorch's kernels cannot compute the stock
-        model's attention.
+    plain_softmax: logits have no soft cap and the softmax no sinks. PyTorch's kernels, as the stock model calls them,
+        know neither.
     """
 
     interleaved: bool = False
@@ -126,21 +127,6 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
 def stock_attention_of(config: PreTrainedConfig, wanted: str) -> str:
     """transformers' name of what can attend in the stock model: `wanted`, or "eager" where that has no cap or sinks."""
     return wanted if family_of(config).plain_softmax else "eager"
-
-
-def rope_parameters_of(config: PreTrainedConfig) -> dict[str, Any]:
-    """`rope_type`, `rope_theta` and what else the rotary scheme needs; of full layers, where kinds of layers differ."""
-    parameters = dict(getattr(config, "rope_parameters", None) or {})
-    if FULL in parameters:
-        parameters = dict(parameters[FULL] or {})
-    parameters.setdefault("rope_type", "default")
-    parameters.setdefault("rope_theta", getattr(config, "rope_theta", 10_000.0))
-    return parameters
-
-
-def has_rotary_by_kind(rotary: nn.Module) -> bool:
-    """Whether a rotary module has frequencies for each kind of layer."""
-    return hasattr(rotary, f"{FULL}_inv_freq")
 
 
 def eager_attention_of(attention: nn.Module) -> Callable[..., Any]:

@@ -28,10 +28,10 @@ from models.DPI.patches.families import (
     Family,
     eager_attention_of,
     has_one_plan,
-    has_rotary_by_kind,
     in_halves,
     rotate_as_stock,
 )
+from models.DPI.patches.rotary import has_rotary_by_kind
 from models.DPI.planning import Padding, make_plan
 
 logger = logging.getLogger(__name__)

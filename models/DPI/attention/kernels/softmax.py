@@ -1,4 +1,4 @@
-"""What stands between a kernel's products and its softmax, which is in base 2: a soft cap on logits, a sink beside them.
+"""What stands between a kernel's products and its softmax, in base 2: a soft cap on logits, a sink beside them.
 
 Arguments that are None are constants of the code: without a cap or sinks the kernels are what they are without this.
 """

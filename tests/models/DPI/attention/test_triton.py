@@ -60,9 +60,7 @@ def _tensors(
     return draw(heads, queries), draw(kv_heads, keys, 9), draw(kv_heads, keys, 9)
 
 
-def _by_definition(
-    q: Tensor, k: Tensor, v: Tensor, plan: Plan, scaling: float, layer: int, **softmax: Any
-) -> Tensor:
+def _by_definition(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scaling: float, layer: int, **softmax: Any) -> Tensor:
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     for row in plan.rows:
         keys = slice(row.left, row.left + row.length)

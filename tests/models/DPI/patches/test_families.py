@@ -41,7 +41,6 @@ EXPERTS: dict[str, Any] = {
     "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 24,
 }
-YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 8}
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 OWN: dict[str, dict[str, Any]] = {
     "exaone4": {"layer_types": ["full_attention"] * 3},
@@ -78,7 +77,11 @@ OWN: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 3.0,
         "query_pre_attn_scalar": 9,
     },
-    "gpt_oss": {"sliding_window": 16, "layer_types": MIXED, "rope_parameters": YARN | {"truncate": False}},
+    "gpt_oss": {
+        "sliding_window": 16,
+        "layer_types": MIXED,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},  # it would be YaRN
+    },
     "granite": {"attention_multiplier": 0.4, "logits_scaling": 3.0},
     "granitemoe": {"attention_multiplier": 0.4, "logits_scaling": 3.0},
 }
