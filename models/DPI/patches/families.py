@@ -26,8 +26,8 @@ class Family:
     rotates_if: name of what is true on the attention modules that rotate; the others have no positions to change.
     hands_on: whether a decoder layer hands arguments that it does not know to its attention.
     half_tables: cosines and sines are those of the angles, D/2, and not each twice.
-    plain_softmax: logits have no soft cap and the softmax no sinks. PyTorch's kernels, as the stock model calls them,
-        know neither.
+    plain_softmax: logits have no soft cap and the softmax no sinks. Where they do, the stock model can but form all
+        logits, so layers that attend locally go over bands beyond the window, like the others.
     """
 
     interleaved: bool = False

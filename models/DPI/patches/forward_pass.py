@@ -31,6 +31,7 @@ from models.DPI.patches.families import (
     in_halves,
     rotate_as_stock,
 )
+from models.DPI.patches.local import local_plan
 from models.DPI.patches.rotary import has_rotary_by_kind
 from models.DPI.planning import Padding, make_plan
 
@@ -86,6 +87,7 @@ class ForwardPass:
         self._position_ids = position_ids
         self._dtype = dtype
         self._rotations: dict[tuple[torch.device, str], tuple[Tensor, Tensor]] = {}
+        self._local_plans: dict[tuple[int, int], Plan] = {}
 
     def with_whole_cache(self) -> "ForwardPass":
         """The same pass for a static cache that attention gets as it is."""
@@ -134,7 +136,7 @@ class ForwardPass:
         plan = self.plan if rotates else self._plan_without_rotation
         if self.observer is not None:
             self.observer(number, self._in_halves(query), self._in_halves(key[:, :, :n]), plan, scaling)
-        if local or self.runs_stock:
+        if self.runs_stock or (local and self.family.plain_softmax):
             if key.shape[2] > n and (attention_mask is None or isinstance(attention_mask, Tensor)):
                 key, value = key[:, :, :n], value[:, :, :n]
                 attention_mask = None if attention_mask is None else attention_mask[..., :n]
@@ -145,6 +147,8 @@ class ForwardPass:
                 layer, query, key, value, attention_mask, dropout=0.0, scaling=scaling, **kwargs
             )
             return found
+        if local:
+            n, plan = key.shape[2], self._local_plan(key.shape[2], kwargs["sliding_window"])
         out, weights = api.attend(
             self._in_halves(query),
             self._in_halves(key[:, :, :n]),
@@ -168,6 +172,13 @@ class ForwardPass:
         """For layers that do not rotate: all earlier keys, at no position."""
         still = Rope(torch.zeros_like(self.rope.inv_freq), self.rope.window)
         return make_plan(Original(), still, self.padding, seed=0)
+
+    def _local_plan(self, held: int, size: int) -> Plan:
+        """For layers that attend to `size` tokens and have `held` keys, at the model's own positions."""
+        slot = (held, size)
+        if slot not in self._local_plans:
+            self._local_plans[slot] = local_plan(self.rope, self.padding, held, size)
+        return self._local_plans[slot]
 
     def _rotate_as_stock(self, layer: nn.Module, query: Tensor, key: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         """The stock model's arithmetic, in its dtype, on all keys instead of the new ones.
@@ -247,6 +258,8 @@ def _make_mask(batch_size: int, q_length: int, kv_length: int, **kwargs: Any) ->
     local = kwargs.get("local_size") is not None  # some models ask for it without having such layers
     if local and LOCAL not in forward_pass.kinds:
         return None
+    if not forward_pass.family.plain_softmax and not forward_pass.runs_stock:
+        return None  # those layers attend over bands, too
     if not local and kwargs.get("mask_function", causal_mask_function) is not causal_mask_function:
         raise ValueError("a mask function describes partly visible sequences; methods attend to all earlier tokens")
     if not local and not forward_pass.runs_stock:
