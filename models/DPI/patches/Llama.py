@@ -31,7 +31,15 @@ from models.DPI.patches.families import (
     has_one_plan,
     kinds_of_layers,
 )
-from models.DPI.patches.forward_pass import NAME, ForwardPass, Observer, run_attention, running, running_owner
+from models.DPI.patches.forward_pass import (
+    NAME,
+    NOT_COMPILED,
+    ForwardPass,
+    Observer,
+    run_attention,
+    running,
+    running_owner,
+)
 from models.DPI.patches.modules import NoRotation, ReplacedMethod
 from models.DPI.patches.rotary import check_scheme, forget_lengths, rope_of, rope_parameters_of
 from models.DPI.planning import Padding, make_plan
@@ -218,6 +226,7 @@ class Installation:
     owner: str = field(default_factory=lambda: uuid.uuid4().hex)
     decoding: RecordedDecoding = field(default_factory=RecordedDecoding)
 
+    @torch.compiler.disable(reason=NOT_COMPILED)  # type: ignore[untyped-decorator]
     def forward(self, base: nn.Module, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The base model's forward pass, planned before it begins."""
         if args:

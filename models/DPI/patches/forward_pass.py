@@ -40,6 +40,11 @@ logger = logging.getLogger(__name__)
 # Under which transformers finds the functions below. Names with "flash" in them or a slash mean something to it.
 NAME = "gali"
 ARGUMENT = "forward_pass"
+# What torch.compile says of the functions that it leaves alone.
+NOT_COMPILED = (
+    "a method of models.DPI plans each forward pass in Python, so the model runs as it is; leave fullgraph=True out, "
+    "or uninstall the method before compiling"
+)
 
 # Called with a layer's number, queries (B, H, T, D) and keys (B, Hkv, N, D), both un-rotated, the plan, the scaling.
 Observer = Callable[[int, Tensor, Tensor, Plan, float], None]
@@ -223,6 +228,7 @@ def running_owner() -> str | None:
     return None if found is None else found.owner
 
 
+@torch.compiler.disable(reason=NOT_COMPILED)  # type: ignore[untyped-decorator]
 def _attend(
     module: nn.Module,
     query: Tensor,
