@@ -20,7 +20,8 @@ from models.DPI.dpi import get_model_and_tokenizer
 from models.DPI.loading import window_of
 from models.DPI.methods import METHODS, Rope, build_method
 from models.DPI.methods.original import Original
-from models.DPI.patches.Llama import install, rope_of, uninstall
+from models.DPI.patches.Llama import install, uninstall
+from models.DPI.patches.rotary import rope_of
 from pipeline.model_loader import read_model_config
 
 Params = dict[str, Any]

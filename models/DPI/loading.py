@@ -16,8 +16,9 @@ from models import hub
 from models.DPI.attention.api import choose
 from models.DPI.methods import Method, Rope, build_method
 from models.DPI.methods.base import frequencies_of
-from models.DPI.patches.families import head_dim_of, rope_parameters_of
+from models.DPI.patches.families import head_dim_of, stock_attention_of
 from models.DPI.patches.Llama import check_config, check_implementation, install
+from models.DPI.patches.rotary import rope_parameters_of
 from models.DPI.planning import Padding, make_plan
 from models.DPI.short_names import SHORT_NAMES, Source
 
@@ -58,7 +59,7 @@ def load(
     config = AutoConfig.from_pretrained(source.folder, **options) if config is None else config
     window = window_of(config) if max_position_embeddings is None else max_position_embeddings
     built = build_method(method, params, window, target_length)
-    check_config(config, built)
+    check_config(config, built, window)
     placement: dict[str, Any] = {}
     if tp_plan is not None:
         placement["tp_plan"] = tp_plan
@@ -73,7 +74,7 @@ def load(
         source.folder,
         config=config,
         dtype=dtype,
-        attn_implementation=stock_attention,
+        attn_implementation=stock_attention_of(config, stock_attention),
         output_loading_info=True,
         **placement,
         **weights,
