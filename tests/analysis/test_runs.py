@@ -42,7 +42,7 @@ class Toy(Method):
         return window * self.factor
 
     @override
-    def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
+    def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
         return one_band(rope, rope.derived(self, lambda: rope.inv_freq / self.factor), past, length)
 
 

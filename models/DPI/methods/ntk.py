@@ -5,56 +5,40 @@ factor * n / W - factor + 1 in place of the factor, n the tokens so far. Here th
 rotate at the current base, unlike implementations that keep early keys at an older one.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from models.DPI.attention.bands import Segment
 from models.DPI.attention.tables import Frequencies
-from models.DPI.methods.base import Factor, Method, Rope, factor_for, frequencies_of, one_band, reach_of_factor
+from models.DPI.methods.base import FactorMethod, Rope, frequencies_of, one_band
 
 
-class _ChangedBase(Method):
-    """What both have in common."""
-
-    needs_theta: ClassVar[bool] = True
-
-    factor: Factor
-
-    @classmethod
-    def params_for(cls, window: int, target: int) -> dict[str, Any]:
-        """The smallest factor that reaches."""
-        return factor_for(window, target)
-
-    def reach(self, window: int) -> float:
-        """W * factor."""
-        return reach_of_factor(window, self.factor)
-
-
-class NTK(_ChangedBase):
+class NTK(FactorMethod):
     """factor: how many windows to reach, W * factor >= target."""
 
     name: ClassVar[str] = "repro_ntk"
     label: ClassVar[str] = "NTK"
     colour: ClassVar[str] = "#E69F00"
     marker: ClassVar[str] = "D"
+    needs_theta: ClassVar[bool] = True
+    in_paper: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
 
-    def is_causal(self) -> bool:
-        """One base at every length."""
-        return True
-
-    def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
+    def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
         """One band at true positions, other frequencies."""
         return one_band(rope, _frequencies(rope, self.factor), past, length)
 
 
-class DynamicNTK(_ChangedBase):
+class DynamicNTK(FactorMethod):
     """factor: as for NTK; the base grows with the input."""
 
     name: ClassVar[str] = "repro_dynamic_ntk"
     label: ClassVar[str] = "Dyn-NTK"
     colour: ClassVar[str] = "#56B4E9"
     marker: ClassVar[str] = "v"
+    needs_theta: ClassVar[bool] = True
+    in_paper: ClassVar[bool] = True
 
-    def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
+    def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
         """One band at true positions, frequencies of the length so far."""
         if length <= rope.window:
             return one_band(rope, rope.frequencies, past, length)
