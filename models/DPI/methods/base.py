@@ -85,7 +85,7 @@ class Method(BaseModel, ABC):
     name: ClassVar[str]
     label: ClassVar[str]  # in tables and pictures
     colour: ClassVar[str] = (
-        "#999999"  # of its lines, `#rrggbb`; the registered ones differ for colour-blind readers too
+        "#999999"  # of its lines, `#rrggbb`; those of the paper's methods differ for colour-blind readers too
     )
     marker: ClassVar[str] = "."  # of its points, as matplotlib names it
     needs_theta: ClassVar[bool] = False  # whether it changes the base of an unscaled rotary scheme

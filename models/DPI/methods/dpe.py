@@ -21,7 +21,7 @@ class DPE(NeighbourMethod):
 
     name: ClassVar[str] = "dpe"
     label: ClassVar[str] = "DPE"
-    colour: ClassVar[str] = "#8B5A2B"
+    colour: ClassVar[str] = "#CC4444"
     marker: ClassVar[str] = "h"
     causal: ClassVar[bool] = True
 

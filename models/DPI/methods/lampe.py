@@ -27,7 +27,7 @@ class LaMPE(Method):
 
     name: ClassVar[str] = "lampe"
     label: ClassVar[str] = "LaMPE"
-    colour: ClassVar[str] = "#8B5A2B"
+    colour: ClassVar[str] = "#3322AA"
     marker: ClassVar[str] = "8"
 
     local_window: Tokens = 512

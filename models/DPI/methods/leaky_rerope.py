@@ -18,7 +18,7 @@ class LeakyReRoPE(NeighbourMethod):
 
     name: ClassVar[str] = "leaky_rerope"
     label: ClassVar[str] = "Leaky ReRoPE"
-    colour: ClassVar[str] = "#8B5A2B"
+    colour: ClassVar[str] = "#7799FF"
     marker: ClassVar[str] = "d"
     causal: ClassVar[bool] = True
 

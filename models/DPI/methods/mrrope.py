@@ -21,7 +21,7 @@ class MrRoPE(FactorMethod):
 
     name: ClassVar[str] = "mrrope"
     label: ClassVar[str] = "MrRoPE"
-    colour: ClassVar[str] = "#8B5A2B"
+    colour: ClassVar[str] = "#D400D4"
     marker: ClassVar[str] = "H"
     needs_theta: ClassVar[bool] = True
     causal: ClassVar[bool] = True

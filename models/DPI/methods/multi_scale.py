@@ -22,7 +22,7 @@ class MultiScale(Method):
 
     name: ClassVar[str] = "multi_scale"
     label: ClassVar[str] = "multi-scale"
-    colour: ClassVar[str] = "#8B5A2B"
+    colour: ClassVar[str] = "#14D6C8"
     marker: ClassVar[str] = "$M$"
     causal: ClassVar[bool] = True
 

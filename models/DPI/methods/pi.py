@@ -17,7 +17,7 @@ class PI(FactorMethod):
 
     name: ClassVar[str] = "pi"
     label: ClassVar[str] = "PI"
-    colour: ClassVar[str] = "#8B5A2B"
+    colour: ClassVar[str] = "#771111"
     marker: ClassVar[str] = "<"
     causal: ClassVar[bool] = True
 

@@ -17,7 +17,7 @@ class ReRoPE(NeighbourMethod):
 
     name: ClassVar[str] = "rerope"
     label: ClassVar[str] = "ReRoPE"
-    colour: ClassVar[str] = "#8B5A2B"
+    colour: ClassVar[str] = "#0000FF"
     marker: ClassVar[str] = ">"
     causal: ClassVar[bool] = True
 

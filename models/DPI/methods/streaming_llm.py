@@ -20,7 +20,7 @@ class StreamingLLM(Method):
 
     name: ClassVar[str] = "streaming_llm"
     label: ClassVar[str] = "StreamingLLM"
-    colour: ClassVar[str] = "#8B5A2B"
+    colour: ClassVar[str] = "#AACC77"
     marker: ClassVar[str] = "*"
     causal: ClassVar[bool] = True
 

@@ -21,7 +21,7 @@ class STRING(Method):
 
     name: ClassVar[str] = "string"
     label: ClassVar[str] = "STRING"
-    colour: ClassVar[str] = "#8B5A2B"
+    colour: ClassVar[str] = "#661166"
     marker: ClassVar[str] = "p"
 
     shift: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | Annotated[float, Field(gt=0.0, lt=1.0)] = 0.33

@@ -18,7 +18,7 @@ class TailSpline(FactorMethod):
 
     name: ClassVar[str] = "tailspline"
     label: ClassVar[str] = "TailSpline"
-    colour: ClassVar[str] = "#8B5A2B"
+    colour: ClassVar[str] = "#4A3B00"
     marker: ClassVar[str] = "$T$"
     needs_theta: ClassVar[bool] = True
     causal: ClassVar[bool] = True
