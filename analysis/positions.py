@@ -52,11 +52,17 @@ def relative_distances(method: Method, rope: Rope, length: int, cells: int, freq
         for number, band in enumerate(segment.bands):
             start, stop = band.start[at, None], band.stop[at, None]
             inside = (index >= start) & (index < stop)
-            rotated = band.query_positions[at, None] - band.keys(index)[None]
+            query, key = (_at(positions, frequency) for positions in (band.query_positions, band.keys(index)))
+            rotated = query[at, None] - key[None]
             rotated = rotated * (band.frequencies.inv_freq[frequency].double() / own)
             distance[rows] = torch.where(inside, rotated, distance[rows])
             band_of[rows] = torch.where(inside, number, band_of[rows])
     return Distances(index, index, distance, band_of)
+
+
+def _at(positions: Tensor, frequency: int) -> Tensor:
+    """Positions (N,) at a frequency."""
+    return positions if positions.ndim == 1 else positions[:, frequency]
 
 
 UNSEEN = "#C9C9C9"

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.DPI.dpi import get_model_and_tokenizer
 from models.DPI.loading import window_of
-from models.DPI.methods import METHODS, Rope, build_method
+from models.DPI.methods import Rope, build_method, methods_of_the_paper
 from models.DPI.methods.original import Original
 from models.DPI.patches.Llama import install, uninstall
 from models.DPI.patches.rotary import rope_of
@@ -49,8 +49,8 @@ class Study:
         return max(1, self.window // 4)
 
     def methods(self, target: int) -> dict[str, Params]:
-        """All methods with parameters that reach `target`, as each sets them itself; GALI first."""
-        return {name: method.params_for(self.window, target) for name, method in METHODS.items()}
+        """The paper's methods with parameters that reach `target`, as each sets them itself; GALI first."""
+        return {name: method.params_for(self.window, target) for name, method in methods_of_the_paper().items()}
 
 
 _STUDIES = {

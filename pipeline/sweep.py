@@ -3,7 +3,7 @@
 A sweep file has the keys of an experiment that all share, and a table `[sweep]`:
 
 tasks              list of names
-methods            likewise; all of them where the file names none
+methods            likewise; those of GALI's paper where the file names none
 [[sweep.models]]   `model` (id), `name` (its short name in exp_name), `windows` and `targets` in tokens; every pair
 [sweep.params.M]   the parameters of method M; without it, those that M itself has for a window and a target
 [sweep.task.T]     keys of benchmark T
@@ -40,6 +40,12 @@ def _methods() -> dict[str, type[Method]]:
     return METHODS
 
 
+def _methods_of_the_paper() -> list[str]:
+    from models.DPI.methods import methods_of_the_paper
+
+    return list(methods_of_the_paper())
+
+
 def _known_method(name: str) -> str:
     known = _methods()
     if name not in known:
@@ -66,7 +72,7 @@ class Sweep(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    methods: list[MethodName] = Field(default_factory=lambda: list(_methods()), min_length=1)
+    methods: list[MethodName] = Field(default_factory=lambda: _methods_of_the_paper(), min_length=1)
     tasks: list[TaskName] = Field(min_length=1)
     models: list[SweepModel] = Field(min_length=1)
     params: dict[MethodName, dict[str, Any]] = Field(default_factory=dict)

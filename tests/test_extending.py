@@ -52,7 +52,7 @@ class Interpolated(Method):
         return reach_of_factor(window, self.factor)
 
     @override
-    def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
+    def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
         slower = rope.derived((self.name, self.factor), lambda: rope.inv_freq / self.factor)
         return one_band(rope, slower, past, length)
 

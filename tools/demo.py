@@ -1,4 +1,4 @@
-"""The demo: every method on the embedded model, needle and perplexity, through the three scripts as a user runs them.
+"""The demo: the paper's methods on the embedded model, needle and perplexity, through the scripts as a user runs them.
 
 python -m tools.demo [FOLDER]     results go to FOLDER (default results/demo); run again, it only shows them
 """
@@ -27,9 +27,10 @@ NEEDLE_LENGTHS = ("500", "1000", "2000", "4000")
 PERPLEXITY_LENGTHS = ("512", "1024", "2048", "4096")
 
 NOTICE = (
-    "Every method on the embedded model, needle in a haystack and perplexity up to 8 windows: about two minutes on two "
-    "cores the first time. The perplexities are of Python's documentation, which every Python carries and which is "
-    "unlike the books that the model learned from: they are in the hundreds, where the README's, of books, are near 50."
+    "The paper's methods on the embedded model, needle in a haystack and perplexity up to 8 windows: about two minutes "
+    "on two cores the first time. The perplexities are of Python's documentation, which every Python carries and "
+    "which is unlike the books that the model learned from: they are in the hundreds, where the README's, of books, "
+    "are near 50."
 )
 
 

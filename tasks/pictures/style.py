@@ -1,8 +1,8 @@
 """What all pictures share: one colour and marker per method, the window's mark, plain axes.
 
-Methods' colours are theirs (`Method.colour`), the same in every picture, from a palette that colour-blind readers can
-tell apart (Okabe & Ito); markers differ too. The window W is a dashed line. Figures are made without pyplot, so that
-nothing here chooses a backend.
+Methods' colours are theirs (`Method.colour`), the same in every picture. Those of GALI's paper have a palette that
+colour-blind readers can tell apart (Okabe & Ito); seventeen colours are too many for that, but markers differ too. The
+window W is a dashed line. Figures are made without pyplot, so that nothing here chooses a backend.
 """
 
 from __future__ import annotations

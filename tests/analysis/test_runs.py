@@ -15,7 +15,7 @@ from analysis.pictures import describe
 from analysis.runs import needles, perplexity
 from analysis.study import Subject, study_of
 from models.DPI.attention.bands import Segment
-from models.DPI.methods import METHODS, Method, Rope, build_method
+from models.DPI.methods import METHODS, Method, Rope, build_method, methods_of_the_paper
 from models.DPI.methods.base import factor_for, one_band
 from tasks import get_task
 
@@ -29,6 +29,7 @@ class Toy(Method):
     label: ClassVar[str] = "Toy"
     colour: ClassVar[str] = "#123456"
     marker: ClassVar[str] = "*"
+    in_paper: ClassVar[bool] = True  # or studies would leave it out
 
     factor: int | float = 1
 
@@ -42,7 +43,7 @@ class Toy(Method):
         return window * self.factor
 
     @override
-    def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
+    def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
         return one_band(rope, rope.derived(self, lambda: rope.inv_freq / self.factor), past, length)
 
 
@@ -76,7 +77,7 @@ def test_a_new_method_is_studied_and_its_positions_are_drawn(toy: type[Toy], sub
 
 def test_a_new_method_finds_needles(toy: type[Toy], subject: Subject) -> None:
     found = {experiment.name: experiment for experiment in needles(subject)}
-    assert list(found) == [method.label for method in METHODS.values()]
+    assert list(found) == [method.label for method in methods_of_the_paper().values()]
     for experiment in found.values():
         assert (experiment.window, experiment.target, experiment.model) == (512, 1024, "tiny")
         assert {cell["context_length"] for cell in experiment.result} == {500, 900}
@@ -95,7 +96,7 @@ def test_a_new_method_finds_needles(toy: type[Toy], subject: Subject) -> None:
 
 def test_a_new_method_has_a_perplexity(toy: type[Toy], subject: Subject) -> None:
     found = {experiment.name: experiment for experiment in perplexity(subject, ["too short", TEXT])}
-    assert list(found) == [method.label for method in METHODS.values()]
+    assert list(found) == [method.label for method in methods_of_the_paper().values()]
     (ids,) = subject.tokens([TEXT], 1024)
     for experiment in found.values():
         assert list(experiment.result) == [str(length) for length in range(128, 1025, 128)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from analysis.study import Subject, study_of
-from models.DPI.methods import METHODS, build_method
+from models.DPI.methods import build_method, methods_of_the_paper
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def test_a_short_study_still_leaves_the_window() -> None:
 @pytest.mark.parametrize("target", [512, 700, 4096])
 def test_all_methods_reach_the_target(target: int) -> None:
     methods = study_of("tiny").methods(target)
-    assert list(methods) == list(METHODS)
+    assert list(methods) == list(methods_of_the_paper())
     for name, params in methods.items():
         build_method(name, params, 512, target)
 

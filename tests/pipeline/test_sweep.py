@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.DPI.methods import METHODS
+from models.DPI.methods import METHODS, methods_of_the_paper
 from pipeline import sweep
 from pipeline.config import ExperimentConfig, build_config, read_toml
 from pipeline.model_loader import check_method
@@ -29,12 +29,13 @@ def paper() -> list[ExperimentConfig]:
     return sweep.expand(read_toml(PAPER), str(PAPER))
 
 
-def test_a_sweep_without_methods_runs_all() -> None:
+def test_a_sweep_without_methods_runs_those_of_the_paper() -> None:
     path = EXPCFG / "quickstart" / "all_methods.toml"
     content = read_toml(path)
     assert "methods" not in content["sweep"]
     found = [(cfg.method, cfg.task) for cfg in sweep.expand(content, str(path))]
-    assert found == [(method, task) for method in METHODS for task in ("needle", "pg19")]
+    assert found == [(method, task) for method in methods_of_the_paper() for task in ("needle", "pg19")]
+    assert len(methods_of_the_paper()) == 7
 
 
 def test_the_paper_expands_to_every_combination_once(paper: list[ExperimentConfig]) -> None:

@@ -1,12 +1,12 @@
 """Bands: what every method is, a few rotary tables and the region of (query, key) that each covers.
 
 A band rotates the queries by one table and the keys by another, and covers, for query i, the keys
-start(i) <= j < stop(i). One softmax runs over the union of a query's bands. A segment is a run of queries that
-share their key tables; a plan is the segments of every row of a batch. Indices are those of a row's own tokens,
-padding not counted.
+start(i) <= j < stop(i). One softmax runs over the union of a query's bands; a key in none of them is not seen. A
+segment is a run of queries that share their key tables; a plan is the segments of every row of a batch. Indices are
+those of a row's own tokens, padding not counted.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.DPI.attention.noise import Noise
 from models.DPI.attention.prepared import PrefillKey, PreparedPrefill, PreparedStep, StepKey
-from models.DPI.attention.tables import Frequencies, KeyPositions, KeyTable
+from models.DPI.attention.tables import Frequencies, KeyPositions, KeyTable, rotate
 
 # `Band.noise_period` of a band in which every key gets noise.
 EVERY_KEY = 0
@@ -24,8 +24,8 @@ EVERY_KEY = 0
 class Band:
     """One region of a segment.
 
-    query_positions: (T,) fp64, positions of the segment's queries.
-    query_scale: factor on the logits, a number or (T,).
+    query_positions: fp64, positions of the segment's queries, (T,), or (T, rotary_dim/2) where frequencies differ.
+    query_scale: factor on the part of the logits that rotates, a number or (T,). logit_scale: on all of it.
     keys: positions of the keys, a function of their index.
     start, stop: (T,) int64 on the CPU, the keys that each query sees in this band; neither ever falls from one
         query of a segment to the next.
@@ -39,6 +39,7 @@ class Band:
     stop: Tensor
     query_scale: float | Tensor = 1.0
     noise_period: int | None = None
+    logit_scale: float | Tensor = 1.0
     _query_tables: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -47,10 +48,31 @@ class Band:
         return KeyTable(self.frequencies, self.keys)
 
     def query_tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the queries with the scale folded in, each (T, rotary_dim/2) fp32."""
+        """Cosines and sines of the queries with both scales folded in, each (T, rotary_dim/2) fp32."""
         if device not in self._query_tables:
-            self._query_tables[device] = self.frequencies.tables(self.query_positions, device, scale=self.query_scale)
+            scale = self.query_scale * self.logit_scale
+            self._query_tables[device] = self.frequencies.tables(self.query_positions, device, scale=scale)
         return self._query_tables[device]
+
+    def rotate_queries(self, q: Tensor, rows: slice = slice(None), back: bool = False) -> Tensor:
+        """The segment's queries that `rows` picks, (..., T, head_dim), rotated and scaled; back: by the transpose.
+
+        The transpose is the inverse only where nothing is scaled.
+        """
+        cos, sin = (table[rows] for table in self.query_tables(q.device))
+        rest = self.logit_scale
+        if isinstance(rest, Tensor):
+            rest = rest[rows].to(q.device, torch.promote_types(q.dtype, torch.float32))[:, None]
+        return rotate(q, cos, -sin if back else sin, rest)
+
+    def scaled(self, query_scale: float | Tensor, logit_scale: float | Tensor) -> "Band":
+        """The same band with these factors on its own."""
+        return replace(
+            self,
+            query_scale=self.query_scale * query_scale,
+            logit_scale=self.logit_scale * logit_scale,
+            _query_tables={},
+        )
 
     def key_tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines of keys 0 ... length - 1, each (length, rotary_dim/2) fp32."""

@@ -117,8 +117,7 @@ def logits_of(
         low, high = int(band.start[rows][0]), int(band.stop[rows][-1])  # the boundaries never fall
         if low >= high:
             continue
-        cos, sin = band.query_tables(q.device)
-        rotated_q = rotate(q, cos[rows], sin[rows])
+        rotated_q = band.rotate_queries(q, rows)
         cos, sin = band.key_tables(high, q.device)
         rotated_k = rotate(k[:, :, low:high], cos[low:], sin[low:])
         inside = _inside(band, rows, n, q.device)

@@ -199,8 +199,7 @@ def _backward_of_block(
     for band in block.segment.bands:
         start, stop = band.start[block.rows], band.stop[block.rows]
         low, high = int(start[0]), int(stop[-1])
-        cos, sin = (table[block.rows] for table in band.query_tables(q.device))
-        rotated_q = rotate(q, cos, sin)
+        rotated_q = band.rotate_queries(q, block.rows)
         d_rotated_q = torch.zeros_like(dq)
         for first in range(low, high, width):
             at = slice(first, min(first + width, high))
@@ -218,7 +217,7 @@ def _backward_of_block(
             dk[:, :, at] += _rotate_back(
                 _sum_over_queries(d_logits, rotated_q, v.shape[1]).to(lse.dtype), key_cos, key_sin
             )
-        dq += _rotate_back(d_rotated_q, cos, sin)
+        dq += band.rotate_queries(d_rotated_q, block.rows, back=True)
     return dq
 
 
@@ -272,8 +271,7 @@ def _parts_of_block(
         low, high = int(start[0]), int(stop[-1])
         if low >= high:
             continue
-        cos, sin = band.query_tables(q.device)
-        rotated_q = rotate(q, cos[block.rows], sin[block.rows])
+        rotated_q = band.rotate_queries(q, block.rows)
         keys = rotated[band.table]
         whole_low, whole_high = int(start[-1]), int(stop[0])  # keys that every query of the block sees
         if whole_low < whole_high:

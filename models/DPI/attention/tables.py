@@ -4,6 +4,7 @@ Angles are formed in fp64, because at position 131,071 an fp32 product is off by
 fp32. Half tables are kept, (N, rotary_dim/2), since both halves of a head rotate by the same angle.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,25 +17,50 @@ _CACHED_KEYS = 1 << 21
 _GROWTH = 1024
 
 
+Stretch = int | float
+
+
 @dataclass(frozen=True)
 class KeyPositions:
-    """Positions of keys as a function of their index j alone: (j / stretch), floored or not, or (j mod period).
+    """Positions of keys as a function of their index j alone: j * times / stretch, floored or not, or (j mod period).
 
+    stretch: one number, or one for each frequency, (rotary_dim/2). Floors of whole numbers are exact.
     blend: the paper's interpolation of logits, moved into the key: it is (1 - w) R(ceil p) k + w R(floor p) k.
     """
 
-    stretch: int = 1
+    stretch: Stretch | tuple[Stretch, ...] = 1
     floor: bool = False
     period: int = 0
     blend: bool = False
+    times: int = 1
 
     def __call__(self, index: Tensor) -> Tensor:
-        """Positions (N,) fp64 of indices (N,) int64."""
+        """Positions fp64 of indices (N,) int64: (N,), or (N, rotary_dim/2) where frequencies have their own stretch."""
         if self.period:
             index = index % self.period
-        if self.floor:
-            return (index // self.stretch).double()
-        return index.double() / self.stretch
+        index = index * self.times
+        if isinstance(self.stretch, tuple):
+            each = {stretch: self._divided(index, stretch) for stretch in set(self.stretch)}
+            return torch.stack([each[stretch] for stretch in self.stretch], dim=-1)
+        return self._divided(index, self.stretch)
+
+    def _divided(self, index: Tensor, stretch: Stretch) -> Tensor:
+        if not self.floor:
+            return index.double() / stretch
+        return (index // stretch).double() if isinstance(stretch, int) else (index.double() / stretch).floor()
+
+    @property
+    def cycle(self) -> int:
+        """The fewest keys c such that p(a + b) = p(a) + p(b) wherever c divides a; 0 where there are none."""
+        if self.period:
+            return int(self.period == 1)  # all keys at 0
+        if not self.floor and not self.blend:
+            return 1
+        stretches = self.stretch if isinstance(self.stretch, tuple) else (self.stretch,)
+        whole = [stretch for stretch in stretches if isinstance(stretch, int)]
+        if len(whole) < len(stretches):
+            return 0
+        return math.lcm(*(stretch // math.gcd(stretch, self.times) for stretch in whole))
 
 
 class Frequencies:
@@ -57,22 +83,23 @@ class Frequencies:
     def tables(
         self, positions: Tensor, device: torch.device, blend: bool = False, scale: float | Tensor = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, each (N, rotary_dim/2) fp32 on `device`, of (N,) positions.
+        """Cosines and sines, each (N, rotary_dim/2) fp32 on `device`, of positions (N,) or (N, rotary_dim/2).
 
         blend: mix the tables at ceil and floor with weight w = ceil(p) - p on the floor.
         scale: factor on both, a number or (N,).
         """
         compute_device = torch.device("cpu") if device.type == "mps" else device  # no fp64 on MPS
         p = positions.to(compute_device, torch.float64)
+        p = p if p.ndim == 2 else p[:, None]
         inv_freq = self.inv_freq.to(compute_device, torch.float64)
         if blend:
             upper, lower = p.ceil(), p.floor()
-            w = (upper - p)[:, None]
-            angle_upper, angle_lower = upper[:, None] * inv_freq, lower[:, None] * inv_freq
+            w = upper - p
+            angle_upper, angle_lower = upper * inv_freq, lower * inv_freq
             cos = (1 - w) * angle_upper.cos() + w * angle_lower.cos()
             sin = (1 - w) * angle_upper.sin() + w * angle_lower.sin()
         else:
-            angle = p[:, None] * inv_freq
+            angle = p * inv_freq
             cos, sin = angle.cos(), angle.sin()
         if isinstance(scale, Tensor):
             scale = scale.to(compute_device, torch.float64)[:, None]
@@ -115,10 +142,10 @@ class KeyTable:
         return self.frequencies.key_tables(self.positions, length, device)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, rest: float | Tensor = 1.0) -> Tensor:
     """Rotate the first 2 * cos.shape[-1] components of x; compute in fp32 (fp64 for fp64), return x's dtype.
 
-    x: (..., N, head_dim), cos and sin: (N, rotary_dim/2).
+    x: (..., N, head_dim), cos and sin: (N, rotary_dim/2). rest: factor on the other components, a number or (N, 1).
     """
     half = cos.shape[-1]
     work = torch.promote_types(x.dtype, torch.float32)
@@ -127,5 +154,5 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     rotated = torch.empty_like(x)
     rotated[..., :half] = first * cos - second * sin
     rotated[..., half : 2 * half] = second * cos + first * sin
-    rotated[..., 2 * half :] = x[..., 2 * half :]
+    rotated[..., 2 * half :] = x[..., 2 * half :] * rest
     return rotated

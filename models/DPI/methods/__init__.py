@@ -7,16 +7,50 @@ from pydantic import ValidationError
 
 from models.DPI.methods.base import MAX_TOKENS, Method, Rope
 from models.DPI.methods.chunkllama import ChunkLlama
+from models.DPI.methods.dpe import DPE
 from models.DPI.methods.dpi import DPI
+from models.DPI.methods.lampe import LaMPE
+from models.DPI.methods.leaky_rerope import LeakyReRoPE
+from models.DPI.methods.mrrope import MrRoPE
+from models.DPI.methods.multi_scale import MultiScale
 from models.DPI.methods.ntk import NTK, DynamicNTK
 from models.DPI.methods.original import Original
+from models.DPI.methods.pi import PI
+from models.DPI.methods.rerope import ReRoPE
 from models.DPI.methods.selfextend import SelfExtend
+from models.DPI.methods.streaming_llm import StreamingLLM
+from models.DPI.methods.string import STRING
+from models.DPI.methods.tailspline import TailSpline
 from models.DPI.methods.yarn import YaRN
 from models.mistakes import complaints, did_you_mean
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (DPI, SelfExtend, ChunkLlama, NTK, DynamicNTK, YaRN, Original)
+    method.name: method
+    for method in (
+        DPI,
+        SelfExtend,
+        ChunkLlama,
+        NTK,
+        DynamicNTK,
+        YaRN,
+        Original,
+        PI,
+        ReRoPE,
+        LeakyReRoPE,
+        STRING,
+        DPE,
+        StreamingLLM,
+        LaMPE,
+        MrRoPE,
+        TailSpline,
+        MultiScale,
+    )
 }
+
+
+def methods_of_the_paper() -> dict[str, type[Method]]:
+    """Those of GALI's paper: what runs where no methods are named, so that a demo and a sweep take what they took."""
+    return {name: method for name, method in METHODS.items() if method.in_paper}
 
 
 def build_method(
@@ -65,7 +99,7 @@ def _explain(error: ValidationError, method: type[Method]) -> str:
 
 
 def _set_parameters(method: Method) -> str:
-    return ", ".join(f"{key} = {value}" for key, value in method.model_dump().items())
+    return ", ".join(f"{key} = {value}" for key, value in method.model_dump(exclude={"temperature"}).items())
 
 
-__all__ = ["METHODS", "Method", "Rope", "build_method", "check_window"]
+__all__ = ["METHODS", "Method", "Rope", "build_method", "check_window", "methods_of_the_paper"]

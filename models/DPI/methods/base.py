@@ -3,9 +3,9 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +22,11 @@ MAX_TOKENS = 1 << 40
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Factor = Annotated[float, Field(ge=1.0, le=1e9)]
 """Its powers stay far from where fp64 overflows."""
+Scale = Annotated[int | float, Field(ge=1, le=1_000_000_000)]
+"""A factor that stays a whole number where one is given: floors are exact then."""
+YARN_OF_TWO = (0.1 * math.log(2) + 1) ** 2
+"""What cosines and sines of queries and keys times 0.1 ln 2 + 1 multiply logits by."""
+Temperature = Literal["none", "yarn", "logn"] | Annotated[float, Field(gt=0.0, le=1e3)]
 
 # Other frequencies that a Rope keeps, with their tables. Dyn-NTK makes new ones for every token.
 _KEPT = 4
@@ -74,21 +79,31 @@ def frequencies_of(theta: float, rotary_dim: int) -> Tensor:
 
 
 class Method(BaseModel, ABC):
-    """Parameters of one method. Unknown and mistyped ones are refused when it is built."""
+    """Parameters of one method. Unknown and mistyped ones are refused when it is built.
+
+    temperature: what logits are multiplied by. "none": 1. A number: itself. "logn": max(1, ln(i + 1) / ln W) for query
+        i. "yarn": cosines and sines of queries and keys by 0.1 ln s + 1, s the method's factor, or where it has none
+        the windows so far, max(1, (i + 1) / W). Inputs that a method leaves to the stock model stay as they are.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     name: ClassVar[str]
     label: ClassVar[str]  # in tables and pictures
     colour: ClassVar[str] = (
-        "#999999"  # of its lines, `#rrggbb`; the registered ones differ for colour-blind readers too
+        "#999999"  # of its lines, `#rrggbb`; those of the paper's methods differ for colour-blind readers too
     )
     marker: ClassVar[str] = "."  # of its points, as matplotlib names it
     extends: ClassVar[bool] = True  # whether it is for inputs beyond the window
+    in_paper: ClassVar[bool] = False  # whether GALI's paper has it; sweeps, the demo and the notebook run those
     # The rotary schemes (`rope_type`) for which it is defined, and why not for others; None: for all whose frequencies
     # are fixed up to the window.
     rope_types: ClassVar[tuple[str, ...] | None] = None
     rope_types_reason: ClassVar[str] = ""
+
+    causal: ClassVar[bool] = False  # what `is_causal` says where it depends on no parameter
+
+    temperature: Temperature = "none"
 
     @classmethod
     def params_for(cls, window: int, target: int) -> dict[str, Any]:
@@ -108,8 +123,39 @@ class Method(BaseModel, ABC):
         return f"set a factor of at least {math.ceil(1000 * target_length / window) / 1000}"
 
     @abstractmethod
+    def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
+        """Bands of queries past ... length - 1 on keys 0 ... length - 1, without the temperature."""
+
     def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
         """Bands of queries past ... length - 1 on keys 0 ... length - 1."""
+        found = self.layout(rope, past, length)
+        if self.temperature == "none" or self.is_plain(rope, length):
+            return found
+        tempered = []
+        for segment in found:
+            rotary, whole = self._scales(rope, query_indices(segment.first, segment.last))
+            tempered.append(replace(segment, bands=tuple(band.scaled(rotary, whole) for band in segment.bands)))
+        return tempered
+
+    def tempered_from(self, rope: Rope) -> int:
+        """The first query whose logits a temperature that is a number multiplies."""
+        return 0
+
+    def windows(self) -> float | None:
+        """s of YaRN's temperature, None where it grows with the input."""
+        return None
+
+    def _scales(self, rope: Rope, i: Tensor) -> tuple[float | Tensor, float | Tensor]:
+        """The temperature of queries i, (T,): factors on the part of the logits that rotates, and on all of it."""
+        n = (i + 1).double()
+        if self.temperature == "logn":
+            return 1.0, (n.log() / math.log(max(rope.window, 2))).clamp(min=1.0)
+        if self.temperature == "yarn":
+            windows = self.windows()
+            return yarn_temperature((n / rope.window).clamp(min=1.0) if windows is None else windows), 1.0
+        assert not isinstance(self.temperature, str)
+        first = self.tempered_from(rope)
+        return 1.0, torch.ones_like(n).masked_fill(i >= first, self.temperature) if first else self.temperature
 
     def is_plain(self, rope: Rope, length: int) -> bool:
         """Whether `length` tokens get exactly the stock model's attention."""
@@ -120,11 +166,56 @@ class Method(BaseModel, ABC):
 
         Then prefixes can be cached and shared, prompts fed in pieces, and several tokens verified at once.
         """
-        return False
+        return self.causal
 
     def noise(self, seed: int) -> Noise | None:
         """The noise that the method adds to logits."""
         return None
+
+
+class FactorMethod(Method):
+    """What reaches W * factor tokens. factor: how many windows to reach, W * factor >= target."""
+
+    factor: Factor
+
+    @classmethod
+    def params_for(cls, window: int, target: int) -> dict[str, Any]:
+        """The smallest factor that reaches."""
+        return factor_for(window, target)
+
+    def reach(self, window: int) -> float:
+        """W * factor."""
+        return reach_of_factor(window, self.factor)
+
+    def windows(self) -> float | None:
+        """The factor."""
+        return self.factor
+
+
+class NeighbourMethod(Method):
+    """What keeps distances below w exact. window_size: w, smaller than W."""
+
+    window_size: Tokens
+
+    def check_window(self, window: int) -> None:
+        """w must leave room for farther distances."""
+        if self.window_size >= window:
+            raise ValueError(
+                f"window_size = {self.window_size} must be smaller than the model's window of {window} tokens"
+            )
+
+    def near_and_far(
+        self, rope: Rope, past: int, length: int, far_positions: Tensor, far_keys: KeyPositions
+    ) -> list[Segment]:
+        """See the function; i - j < w is near."""
+        near = query_indices(past, length) - self.window_size + 1
+        return near_and_far(rope, past, length, near, far_positions, far_keys)
+
+
+def yarn_temperature(windows: float | Tensor) -> Any:
+    """(0.1 ln s + 1) ** 2 of s, a number or a tensor: what YaRN's cosines and sines multiply logits by."""
+    logarithm = windows.log() if isinstance(windows, Tensor) else math.log(windows)
+    return (0.1 * logarithm + 1.0) ** 2
 
 
 def query_indices(past: int, length: int) -> Tensor:
@@ -132,14 +223,28 @@ def query_indices(past: int, length: int) -> Tensor:
     return torch.arange(past, length)
 
 
-def one_band(
-    rope: Rope, frequencies: Frequencies, past: int, length: int, scaling: float | None = None
-) -> list[Segment]:
-    """The stock model's band: positions i and j. scaling: factor on cos and sin, the model's own if None."""
+def one_band(rope: Rope, frequencies: Frequencies, past: int, length: int) -> list[Segment]:
+    """The stock model's band: positions i and j."""
     i = query_indices(past, length)
-    factor = rope.scaling if scaling is None else scaling
-    band = Band(frequencies, i.double(), TRUE_POSITIONS, torch.zeros_like(i), i + 1, query_scale=factor**2)
+    band = Band(frequencies, i.double(), TRUE_POSITIONS, torch.zeros_like(i), i + 1, query_scale=rope.scaling**2)
     return [Segment(past, length, (band,))]
+
+
+def near_and_far(
+    rope: Rope, past: int, length: int, near: Tensor, far_positions: Tensor, far_keys: KeyPositions
+) -> list[Segment]:
+    """Two bands: keys from `near` (T,) on at true distances, those before it at positions of their own.
+
+    far_positions: of the queries, (T,) or (T, rotary_dim/2).
+    """
+    i = query_indices(past, length)
+    scale = rope.scaling**2
+    near = near.clamp(min=0)
+    bands = (
+        Band(rope.frequencies, far_positions.double(), far_keys, near * 0, near, query_scale=scale),
+        Band(rope.frequencies, i.double(), TRUE_POSITIONS, near, i + 1, query_scale=scale),
+    )
+    return [Segment(past, length, bands)]
 
 
 def factor_for(window: int, target: int) -> dict[str, int | float]:
@@ -148,6 +253,6 @@ def factor_for(window: int, target: int) -> dict[str, int | float]:
     return {"factor": int(factor) if factor.is_integer() else factor}
 
 
-def reach_of_factor(window: int, factor: float) -> int:
+def reach_of_factor(window: float, factor: float) -> int:
     """W * factor in whole tokens; the margin keeps 3000 * 1.1 from falling to 3299."""
     return math.floor(window * factor + 1e-6)

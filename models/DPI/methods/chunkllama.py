@@ -22,6 +22,7 @@ class ChunkLlama(Method):
     label: ClassVar[str] = "ChunkLlama"
     colour: ClassVar[str] = "#009E73"
     marker: ClassVar[str] = "^"
+    in_paper: ClassVar[bool] = True
 
     local_window: Tokens | None = None
     mscale: float = Field(default=0.1, ge=0.0, le=1e6)
@@ -46,7 +47,7 @@ class ChunkLlama(Method):
     def _local_window(self, window: int) -> int:
         return window // 16 if self.local_window is None else self.local_window
 
-    def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
+    def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
         """Three bands: older chunks, the previous chunk, the query's own."""
         furthest = 3 * rope.window // 4
         chunk = furthest - self._local_window(rope.window)

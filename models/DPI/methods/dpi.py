@@ -38,6 +38,7 @@ class DPI(Method):
     label: ClassVar[str] = "GALI"
     colour: ClassVar[str] = "#D55E00"
     marker: ClassVar[str] = "o"
+    in_paper: ClassVar[bool] = True
 
     chunk_coe: int | float = Field(default=3000, gt=0, le=MAX_TOKENS)
     local_window: Tokens = 128
@@ -79,6 +80,10 @@ class DPI(Method):
         """Within the window."""
         return length <= rope.window
 
+    def tempered_from(self, rope: Rope) -> int:
+        """Beyond the window: what a token gets does not depend on those after it."""
+        return rope.window
+
     def is_causal(self) -> bool:
         """Where every query is a chunk of its own."""
         return isinstance(self.chunk_coe, int) and self.chunk_coe == 1
@@ -95,7 +100,7 @@ class DPI(Method):
             seed=seed,
         )
 
-    def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
+    def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
         """One segment for each s among the queries; s = 1 within the window."""
         if length <= rope.window:
             return one_band(rope, rope.frequencies, past, length)

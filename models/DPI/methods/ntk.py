@@ -12,29 +12,19 @@ f_i / s * r_i + f_i (1 - r_i), the ramp r_i between the dimensions that make bet
 the new base. dynamic, within its length: f_i. (s: the scheme's factor; L: its original_max_position_embeddings.)
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from models.DPI.attention.bands import Segment
 from models.DPI.attention.tables import Frequencies
-from models.DPI.methods.base import Factor, Method, Rope, factor_for, one_band, reach_of_factor
+from models.DPI.methods.base import FactorMethod, Rope, one_band
 
 
-class _ChangedBase(Method):
-    """What both have in common."""
+class _ChangedBase(FactorMethod):
+    """What both have in common. factor: how many windows to reach, W * factor >= target."""
 
     rope_types: ClassVar[tuple[str, ...] | None] = ("default", "linear", "llama3", "yarn", "dynamic")
     rope_types_reason: ClassVar[str] = "its frequencies were chosen one by one, not by the base that NTK changes"
-
-    factor: Factor
-
-    @classmethod
-    def params_for(cls, window: int, target: int) -> dict[str, Any]:
-        """The smallest factor that reaches."""
-        return factor_for(window, target)
-
-    def reach(self, window: int) -> float:
-        """W * factor."""
-        return reach_of_factor(window, self.factor)
+    in_paper: ClassVar[bool] = True
 
 
 class NTK(_ChangedBase):
@@ -44,12 +34,9 @@ class NTK(_ChangedBase):
     label: ClassVar[str] = "NTK"
     colour: ClassVar[str] = "#E69F00"
     marker: ClassVar[str] = "D"
+    causal: ClassVar[bool] = True
 
-    def is_causal(self) -> bool:
-        """One base at every length."""
-        return True
-
-    def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
+    def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
         """One band at true positions, other frequencies."""
         return one_band(rope, _frequencies(rope, self.factor), past, length)
 
@@ -62,7 +49,7 @@ class DynamicNTK(_ChangedBase):
     colour: ClassVar[str] = "#56B4E9"
     marker: ClassVar[str] = "v"
 
-    def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
+    def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
         """One band at true positions, frequencies of the length so far."""
         if length <= rope.window:
             return one_band(rope, rope.frequencies, past, length)

@@ -8,7 +8,7 @@ from models.DPI.methods.base import Method, Rope, one_band
 
 
 class Original(Method):
-    """No parameters."""
+    """No parameters but the temperature."""
 
     name: ClassVar[str] = "repro_original"
     label: ClassVar[str] = "original"
@@ -19,19 +19,17 @@ class Original(Method):
     rope_types_reason: ClassVar[str] = (
         "beyond the window the model's own frequencies change with the input; run the model without a method"
     )
+    in_paper: ClassVar[bool] = True
+    causal: ClassVar[bool] = True
 
     def reach(self, window: int) -> float:
         """Unbounded, as the paper measures it beyond its window, where it breaks."""
         return math.inf
 
-    def is_causal(self) -> bool:
-        """As every causal language model."""
-        return True
-
-    def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
+    def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
         """One band at true positions."""
         return one_band(rope, rope.frequencies, past, length)
 
     def is_plain(self, rope: Rope, length: int) -> bool:
-        """Always."""
-        return True
+        """Without a temperature."""
+        return self.temperature == "none"

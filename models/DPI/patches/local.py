@@ -20,7 +20,7 @@ class LastTokens(Method):
         """Unbounded: no distance is longer than `size`."""
         return math.inf
 
-    def segments(self, rope: Rope, past: int, length: int) -> list[Segment]:
+    def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
         """One band along the diagonal."""
         i = query_indices(past, length)
         start = (i - self.size + 1).clamp(min=0)

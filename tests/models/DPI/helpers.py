@@ -27,6 +27,16 @@ PARAMS: dict[str, dict[str, Any]] = {
     "repro_dynamic_ntk": {"factor": 4.0},
     "repro_yarn": {"factor": 4.0},
     "repro_original": {},
+    "pi": {"factor": 3.5},
+    "rerope": {"window_size": 9},
+    "leaky_rerope": {"window_size": 9, "factor": 3.5},
+    "string": {"shift": 21, "local_window": 3},
+    "dpe": {"scales": [4, 2, 7, 3], "window_size": 9},
+    "streaming_llm": {"sinks": 3, "window_size": 17},
+    "lampe": {"local_window": 5},
+    "mrrope": {"factor": 4.0},
+    "tailspline": {"factor": 4.0},
+    "multi_scale": {"edges": [6, 13, 40], "scales": [2, 3.5, 5]},
 }
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.DPI.attention.bands import EVERY_KEY, Segment
-from models.DPI.methods import METHODS, Method, Rope
+from models.DPI.methods import METHODS, Method, Rope, check_window
+from tests.models.DPI import oracle_field
 
 THETA = 10_000.0
 
@@ -23,13 +24,18 @@ THETA = 10_000.0
 class Terms:
     """The logit of query i and key j is (1 - weight) f(upper) + weight f(lower), times scale; all (T, N) fp64.
 
-    upper, lower: distances at which the logit is taken. interpolated: where w_j is not 0.
+    upper, lower: distances at which the logit is taken, (T, N, rotary_dim/2) where they differ by frequency.
+    scale: on the part that rotates, whole: on all of the logit, each a number or (T,). seen: (T, N) bool, all earlier
+    keys if None.
+    interpolated: where w_j is not 0.
     """
 
     upper: Tensor
     lower: Tensor
     weight: Tensor
-    scale: float = 1.0
+    scale: float | Tensor = 1.0
+    whole: float | Tensor = 1.0
+    seen: Tensor | None = None
 
     @property
     def interpolated(self) -> Tensor:
@@ -75,12 +81,18 @@ def gali_positions(n: int, window: int, local_window: int) -> list[Fraction]:
     return [Fraction(j, s) for j in range(head)] + [Fraction(p) for p in range(k, window)]
 
 
-def terms(method: Method, window: int, past: int, length: int) -> Terms:
-    """Distances of queries past ... length - 1 to keys 0 ... length - 1, from the table of the methods."""
+def terms(method: Method, window: int, past: int, length: int, frequencies: int = 4) -> Terms:
+    """Distances of queries past ... length - 1 to keys 0 ... length - 1, from the table of the methods.
+
+    frequencies: how many there are, which matters where distances differ by frequency.
+    """
     m: Any = method
+    if m.name in oracle_field.NAMES:
+        upper, seen = oracle_field.distances(m, window, past, length, frequencies)
+        return Terms(upper, upper, torch.zeros_like(upper), *temperature(m, window, past, length), seen)
     upper, lower = torch.zeros(2, length - past, length, dtype=torch.float64)
     weight = torch.zeros_like(upper)
-    scale = 1.0
+    scale, whole = temperature(m, window, past, length)
     if m.name == "dpi":
         ends = chunk_ends(length, window, m.chunk_coe, past)
         known = {n: gali_positions(n, window, m.local_window) for n in set(ends)}
@@ -88,9 +100,7 @@ def terms(method: Method, window: int, past: int, length: int) -> Terms:
         local = window // 16 if m.local_window is None else m.local_window
         c = 3 * window // 4 - local
         if length > window:
-            scale = (m.mscale * math.log(length / window) + 1) ** 2
-    if m.name == "repro_yarn":
-        scale = (0.1 * math.log(m.factor) + 1) ** 2
+            scale = scale * (m.mscale * math.log(length / window) + 1) ** 2
     for i in range(past, length):
         for j in range(i + 1):
             high = low = Fraction(i - j)
@@ -105,7 +115,7 @@ def terms(method: Method, window: int, past: int, length: int) -> Terms:
                     high = low = p[i] - p[j]
             elif m.name == "repro_se" and i - j >= m.window_size:
                 g, near = m.group_size, m.window_size
-                high = low = Fraction(i // g + near - near // g - j // g)
+                high = low = Fraction(math.floor(i / g) + near - math.floor(near / g) - math.floor(j / g))
             elif m.name == "repro_chunkllama":
                 own, other = i // c, j // c
                 if own == other:
@@ -116,16 +126,35 @@ def terms(method: Method, window: int, past: int, length: int) -> Terms:
                     query = min(2 * c - 1, 3 * window // 4)
                 high = low = Fraction(query - j % c)
             upper[i - past, j], lower[i - past, j], weight[i - past, j] = float(high), float(low), float(w)
-    return Terms(upper, lower, weight, scale)
+    return Terms(upper, lower, weight, scale, whole)
+
+
+def temperature(m: Any, window: int, past: int, length: int) -> tuple[Tensor, Tensor]:
+    """Of queries past ... length - 1, (T,) each: on the part of the logits that rotates, and on all of it."""
+    rotating, whole = torch.ones(2, length - past, dtype=torch.float64)
+    stays = m.name in ("dpi", "repro_dynamic_ntk", "lampe") or (m.name == "string" and type(m.shift) is float)
+    for t, i in enumerate(range(past, length)):
+        if stays and (length <= window or (m.name == "dpi" and i < window)):
+            continue
+        if m.temperature == "yarn":
+            rotating[t] = (0.1 * math.log(getattr(m, "factor", max(1.0, (i + 1) / window))) + 1) ** 2
+            if m.name == "leaky_rerope":
+                rotating[t] = (0.1 * math.log(max(1.0, (i + 1) / window)) + 1) ** 2
+        elif m.temperature == "logn":
+            whole[t] = max(1.0, math.log(i + 1) / math.log(max(window, 2)))
+        elif m.temperature != "none":
+            whole[t] = m.temperature
+    return rotating, whole
 
 
 def terms_of_bands(segments: list[Segment], past: int, length: int) -> tuple[Terms, Tensor, Tensor]:
-    """What bands say, pair by pair.
+    """What bands say, pair by pair and frequency by frequency.
 
-    Returns the terms, how many bands cover each pair, and which pairs get noise. Scales must be the same everywhere.
+    Returns the terms, how many bands cover each pair, and which pairs get noise. Scales must be the same for all keys.
     """
-    upper, lower = torch.zeros(2, length - past, length, dtype=torch.float64)
-    weight, scale = torch.zeros_like(upper), torch.zeros_like(upper)
+    frequencies = inv_freq_of(segments).numel()
+    upper, lower, weight = torch.zeros(3, length - past, length, frequencies, dtype=torch.float64)
+    scales = torch.zeros(2, length - past, length, dtype=torch.float64)
     count = torch.zeros(length - past, length, dtype=torch.int64)
     noisy = torch.zeros(length - past, length, dtype=torch.bool)
     for segment in segments:
@@ -135,23 +164,37 @@ def terms_of_bands(segments: list[Segment], past: int, length: int) -> tuple[Ter
             assert band.start.device.type == "cpu"
             assert (band.start.diff() >= 0).all(), "a boundary falls"
             assert (band.stop.diff() >= 0).all(), "a boundary falls"
-            keys = band.keys(torch.arange(length))
+            keys = _by_frequency(band.keys(torch.arange(length)), frequencies)
+            queries = _by_frequency(band.query_positions, frequencies)
+            assert queries.dtype == torch.float64
+            scale, whole = (
+                torch.as_tensor(x, dtype=torch.float64).expand(len(queries))
+                for x in (band.query_scale, band.logit_scale)
+            )
+            blend = band.keys.blend
             for t in range(segment.last - segment.first):
-                row = segment.first + t - past
-                for j in range(int(band.start[t]), int(band.stop[t])):
-                    assert 0 <= j <= segment.first + t, "a key that is not there, or not yet"
-                    query, key = float(band.query_positions[t]), float(keys[j])
-                    count[row, j] += 1
-                    blend = band.keys.blend
-                    upper[row, j] = query - (math.ceil(key) if blend else key)
-                    lower[row, j] = query - (math.floor(key) if blend else key)
-                    weight[row, j] = math.ceil(key) - key if blend else 0.0
-                    scale[row, j] = float(band.query_scale)
-                    if band.noise_period is not None and segment.noise_std is not None:
-                        noisy[row, j] = band.noise_period == EVERY_KEY or j % band.noise_period != 0
-    covered = scale[count > 0]
-    assert (covered == covered[0]).all()
-    return Terms(upper, lower, weight, float(covered[0])), count, noisy
+                row, low, high = segment.first + t - past, int(band.start[t]), int(band.stop[t])
+                assert low >= high or (low >= 0 and high <= segment.first + t + 1), (
+                    "a key that is not there, or not yet"
+                )
+                at = slice(low, max(low, high))
+                query, key = queries[t], keys[at]
+                count[row, at] += 1
+                upper[row, at] = query - (key.ceil() if blend else key)
+                lower[row, at] = query - (key.floor() if blend else key)
+                weight[row, at] = key.ceil() - key if blend else 0.0
+                scales[0, row, at], scales[1, row, at] = scale[t], whole[t]
+                if band.noise_period is not None and segment.noise_std is not None:
+                    index = torch.arange(at.start, at.stop)
+                    noisy[row, at] = index % band.noise_period != 0 if band.noise_period != EVERY_KEY else True
+    of_query = scales.amax(-1)
+    assert ((scales == of_query[..., None]) | (count == 0)).all()
+    return Terms(upper, lower, weight, of_query[0], of_query[1], count > 0), count, noisy
+
+
+def _by_frequency(positions: Tensor, frequencies: int) -> Tensor:
+    """(N,) or (N, F) -> (N, F)."""
+    return positions if positions.ndim == 2 else positions[:, None].expand(-1, frequencies)
 
 
 def causal_mask(past: int, length: int) -> Tensor:
@@ -160,12 +203,19 @@ def causal_mask(past: int, length: int) -> Tensor:
 
 
 def assert_same_terms(found: Terms, expected: Terms) -> None:
-    """Equal distances where they count: the lower one only where it has a weight."""
-    torch.testing.assert_close(found.upper, expected.upper, rtol=0, atol=1e-9)
-    torch.testing.assert_close(found.weight, expected.weight, rtol=0, atol=1e-9)
-    used = expected.weight > 0
-    torch.testing.assert_close(found.lower[used], expected.lower[used], rtol=0, atol=1e-9)
-    assert math.isclose(found.scale, expected.scale, rel_tol=1e-12)
+    """Equal distances where they count: the lower one only where it has a weight. found: by frequency."""
+    frequencies = found.upper.shape[-1]
+    upper, lower, weight = (
+        x if x.ndim == 3 else x[..., None].expand(-1, -1, frequencies)
+        for x in (expected.upper, expected.lower, expected.weight)
+    )
+    torch.testing.assert_close(found.upper, upper, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.weight, weight, rtol=0, atol=1e-9)
+    used = weight > 0
+    torch.testing.assert_close(found.lower[used], lower[used], rtol=0, atol=1e-9)
+    for one, other in ((found.scale, expected.scale), (found.whole, expected.whole)):
+        one, other = torch.broadcast_tensors(*(torch.as_tensor(x, dtype=torch.float64) for x in (one, other)))
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
 
 
 def logits(q: Tensor, k: Tensor, inv_freq: Tensor, t: Terms, scaling: float) -> Tensor:
@@ -179,11 +229,14 @@ def logits(q: Tensor, k: Tensor, inv_freq: Tensor, t: Terms, scaling: float) -> 
     product = torch.einsum("bhtf,bhnf->bhtnf", zq, zk.conj())
 
     def at(distance: Tensor) -> Tensor:
-        angle = distance[..., None] * inv_freq.double()
+        angle = (distance if distance.ndim == 3 else distance[..., None]) * inv_freq.double()
         return (product * torch.polar(torch.ones_like(angle), angle)).sum(-1).real
 
-    rotated = (1 - t.weight) * at(t.upper) + t.weight * at(t.lower)
-    return (rotated * t.scale + rest) * scaling
+    rotated = at(t.upper)
+    if t.weight.any():
+        rotated = (1 - t.weight) * rotated + t.weight * at(t.lower)
+    scale, whole = (torch.as_tensor(x, dtype=torch.float64)[..., None] for x in (t.scale, t.whole))
+    return (rotated * scale + rest) * whole * scaling
 
 
 def with_noise(
@@ -208,13 +261,13 @@ def with_noise(
     return torch.stack(rows, dim=2)
 
 
-def attend(found: Tensor, v: Tensor, sinks: Tensor | None = None) -> Tensor:
+def attend(found: Tensor, v: Tensor, seen: Tensor | None = None, sinks: Tensor | None = None) -> Tensor:
     """One softmax over all keys that a query sees: logits (B, H, T, N), values (B, Hkv, N, D) -> (B, H, T, D) fp64.
 
-    sinks: (H,), terms of the denominator alone.
+    seen: (T, N), causal if None. sinks: (H,), terms of the denominator alone.
     """
     length = v.shape[2]
-    seen = causal_mask(length - found.shape[2], length)
+    seen = causal_mask(length - found.shape[2], length) if seen is None else seen
     weights = found.double().exp() * seen
     total = weights.sum(-1, keepdim=True)
     if sinks is not None:
@@ -225,7 +278,7 @@ def attend(found: Tensor, v: Tensor, sinks: Tensor | None = None) -> Tensor:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, inv_freq: Tensor, t: Terms, scaling: float) -> Tensor:
     """Attention without noise, (B, H, T, D) fp64."""
-    return attend(logits(q, k, inv_freq, t, scaling), v)
+    return attend(logits(q, k, inv_freq, t, scaling), v, t.seen)
 
 
 def rope(window: int, rotary_dim: int = 8, theta: float = THETA) -> Rope:
@@ -260,10 +313,17 @@ def setups(draw: st.DrawFn, name: str | None = None, max_length: int = 90) -> tu
     if name == "dpi":
         params = draw(dpi_params(window))
     elif name == "repro_se":
-        params = {"group_size": draw(st.integers(1, 7)), "window_size": draw(st.integers(1, window - 1))}
+        group = draw(st.one_of(st.integers(1, 7), st.floats(1, 7)))
+        params = {"group_size": group, "window_size": draw(st.integers(1, window - 1))}
     elif name == "repro_chunkllama":
         local = draw(st.one_of(st.none(), st.integers(1, 3 * window // 4 - 1)))
         params = {"local_window": local, "mscale": draw(st.sampled_from([0.0, 0.05, 0.1]))}
+    elif name in oracle_field.NAMES:
+        params = draw(oracle_field.params(name, window))
     elif name != "repro_original":
         params = {"factor": draw(st.sampled_from([1.0, 1.5, 4.0, 8.0]))}
-    return METHODS[name](**params), window, past, length
+    if draw(st.booleans()):
+        params["temperature"] = draw(st.sampled_from(["none", "yarn", "logn", 1.3, 0.5]))
+    method = METHODS[name](**params)
+    check_window(method, window)
+    return method, window, past, length

@@ -1,6 +1,6 @@
 """Attention over bands for one query of each row: one Triton kernel, the keys split among programs.
 
-The cache stays un-rotated and is read once. In a tile that begins at a multiple of the band's stretch, keys sit at
+The cache stays un-rotated and is read once. In a tile that begins at a multiple of the band's cycle, keys sit at
 p(first key) plus the same few positions as in every other tile; so the program keeps the table of those in registers
 and rotates the query back by p(first key) instead. Bands with other positions read the table of all keys.
 The program that finishes last for a key head merges the parts.

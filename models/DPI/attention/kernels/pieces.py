@@ -233,9 +233,10 @@ def _shares(tiles: list[tuple[int, int]], most: int) -> list[tuple[int, int, int
 
 
 def _steps(keys: KeyPositions) -> int:
-    """Keys of a tile that begins at a multiple of the stretch, so that its positions are p(first key) plus those of
+    """Keys of a tile that begins at a multiple of the cycle, so that its positions are p(first key) plus those of
     the first tile; 0 where there is no such tile."""
-    return 0 if keys.period or keys.stretch > DECODE_KEYS else DECODE_KEYS // keys.stretch * keys.stretch
+    cycle = keys.cycle
+    return 0 if cycle == 0 or cycle > DECODE_KEYS else DECODE_KEYS // cycle * cycle
 
 
 @functools.lru_cache

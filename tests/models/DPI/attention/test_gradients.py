@@ -15,6 +15,7 @@ from models.DPI.attention.noise import draw
 from models.DPI.methods import METHODS, Method, build_method
 from models.DPI.planning import Padding, make_plan
 from tests.models.DPI import oracle
+from tests.models.DPI.helpers import PARAMS
 
 WINDOW, LENGTH, SCALING, SEED, LAYER = 24, 61, 0.4, 3, 2
 ROPE = oracle.rope(WINDOW, 16)
@@ -58,6 +59,9 @@ CASES = [
     Case("Dyn-NTK", "repro_dynamic_ntk", {"factor": 4.0}),
     Case("YaRN", "repro_yarn", {"factor": 4.0}),
     Case("original", "repro_original"),
+    *(Case(name, name, PARAMS[name]) for name, method in METHODS.items() if not method.in_paper),
+    *(Case(f"{name}, a step", name, PARAMS[name], past=LENGTH - 1) for name in ("dpe", "streaming_llm", "rerope")),
+    Case("log n", "dpi", {**CHUNK_FREE, "temperature": "logn"}),
     Case("noise", "dpi", NOISE),
     Case("noise, a step", "dpi", NOISE, past=LENGTH - 1),
     Case("noise and the row's mean", "dpi", {**NOISE, "scale_mean": 1, "addon_relcoef": 0}),
@@ -100,7 +104,7 @@ def _dense(
     """By the oracle, from rotary positions of every pair."""
     length = k.shape[2]
     past = length - q.shape[2]
-    terms = oracle.terms(method, WINDOW, past, length)
+    terms = oracle.terms(method, WINDOW, past, length, ROPE.inv_freq.numel())
     inv_freq = oracle.inv_freq_of(method.segments(ROPE, past, length))
     logits = oracle.logits(q, k, inv_freq, terms, SCALING)
     if softcap is not None:
@@ -109,7 +113,7 @@ def _dense(
     if noise is not None:
         value = draw(noise, LAYER, q.shape[1], torch.arange(past, length), torch.arange(length)).double()
         logits = oracle.with_noise(logits, method, terms, value, WINDOW, past, length)
-    return oracle.attend(logits, v, sinks)
+    return oracle.attend(logits, v, terms.seen, sinks)
 
 
 def _gradients(out: Tensor, inputs: list[Tensor], d_out: Tensor) -> list[Tensor]:

@@ -13,6 +13,7 @@ from models.DPI.attention.bands import Band, Segment
 from models.DPI.attention.tables import KeyPositions
 from models.DPI.methods import METHODS, build_method
 from tests.models.DPI import oracle
+from tests.models.DPI.helpers import CHUNKS, PARAMS
 
 SLOW_TO_DRAW = [HealthCheck.differing_executors, HealthCheck.too_slow, HealthCheck.data_too_large]
 # Where both errors are rounding of a few results: some units in the last place of outputs of size up to four.
@@ -64,8 +65,7 @@ def test_every_method_in_blocks(
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_fp64_is_exact_to_rounding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sdpa._BLOCK, "cpu", 23)
-    params = {"repro_se": {"group_size": 4, "window_size": 9}, "dpi": {"local_window": 5, "chunk_coe": 11}}.get(name)
-    params = {"factor": 4.0} if METHODS[name].model_fields.keys() == {"factor"} else params
+    params = CHUNKS if name == "dpi" else PARAMS[name]
     method = build_method(name, params, 32)
     for past in (0, 40, 100):
         segments = method.segments(oracle.rope(32, 16), past, 101)

@@ -114,12 +114,51 @@ def test_partial_rotary_leaves_the_rest_alone() -> None:
         (KeyPositions(stretch=2), [0, 0.5, 1, 1.5, 2, 2.5, 3]),
         (KeyPositions(stretch=3, floor=True), [0, 0, 0, 1, 1, 1, 2]),
         (KeyPositions(period=3), [0, 1, 2, 0, 1, 2, 0]),
+        (KeyPositions(stretch=2.5, floor=True), [0, 0, 0, 1, 1, 2, 2]),
+        (KeyPositions(times=3, stretch=4, floor=True), [0, 0, 1, 2, 3, 3, 4]),
+        (KeyPositions(stretch=(2, 3), floor=True), [[0, 0], [0, 0], [1, 0], [1, 1], [2, 1], [2, 1], [3, 2]]),
+        (KeyPositions(stretch=(1, 2.5)), [[j, j / 2.5] for j in range(7)]),
     ],
 )
 def test_key_positions_by_hand(keys: KeyPositions, expected: list[float]) -> None:
     found = keys(torch.arange(7))
     assert found.dtype == torch.float64
     assert found.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "cycle"),
+    [
+        (KeyPositions(), 1),
+        (KeyPositions(stretch=2.5), 1),
+        (KeyPositions(stretch=6, floor=True), 6),
+        (KeyPositions(stretch=6, times=4, floor=True), 3),
+        (KeyPositions(stretch=6, blend=True), 6),
+        (KeyPositions(stretch=(4, 6, 1), floor=True), 12),
+        (KeyPositions(stretch=(4, 2.5), floor=True), 0),
+        (KeyPositions(stretch=2.5, floor=True), 0),
+        (KeyPositions(period=5), 0),
+        (KeyPositions(period=1), 1),
+    ],
+    ids=str,
+)
+def test_positions_add_up_from_cycle_to_cycle(keys: KeyPositions, cycle: int) -> None:
+    assert keys.cycle == cycle
+    if not cycle:
+        return
+    first, then = cycle * torch.arange(20)[:, None], torch.arange(50)[None]
+    whole = keys((first + then).flatten())
+    parts = keys(first.flatten())[:, None] + keys(then.flatten())[None]
+    torch.testing.assert_close(whole, parts.flatten(0, 1), rtol=0, atol=1e-9)
+
+
+def test_a_table_by_frequency_has_each_frequencys_own_column() -> None:
+    frequencies, stretches = Frequencies(_inv_freq()), (1, 2, 3, 4, 5, 6, 7, 2.5)
+    found = frequencies.key_tables(KeyPositions(stretch=stretches, floor=True), 90, CPU)
+    for f, stretch in enumerate(stretches):
+        expected = frequencies.key_tables(KeyPositions(stretch=stretch, floor=True), 90, CPU)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one[:, f], other[:, f], rtol=0, atol=6e-8)
 
 
 def test_cached_tables_are_those_computed_afresh(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,13 @@ SMALL = [
     Case("soft cap", "dpi", 217, 67, 256, (4, 2), CHUNK_FREE, softcap=1.5),
     Case("sinks", "dpi", 187, 63, 64, (6, 2), CHUNK_FREE, sinks=True),
     Case("soft cap, sinks and noise", "dpi", 151, 37, 64, (2, 1), NOISE, softcap=1.0, sinks=True),
+    Case("DPE", "dpe", 233, 71, 96, (2, 1), {"scales": [2, 8, 4, 3], "window_size": 20}),
+    Case("real ratio", "repro_se", 199, 67, 64, (2, 1), {"group_size": 2.7, "window_size": 20}),
+    Case("real stretches", "multi_scale", 231, 69, 64, (2, 1), {"edges": [17, 40, 90], "scales": [2, 3.3, 7]}),
+    Case("a gap", "streaming_llm", 390, 70, 64, (2, 1), {"sinks": 4, "window_size": 33}),
+    Case("all at one distance, log n", "rerope", 210, 70, 64, (2, 1), {"window_size": 20}),
+    Case("a map of n", "lampe", 210, 70, 64, (1, 1), {"local_window": 9}),
+    Case("shifted", "string", 110, 70, 64, (1, 1), {"shift": 40, "local_window": 9}),
 ]
 
 

@@ -75,6 +75,7 @@ def test_defaults_are_the_papers() -> None:
         "scale_mean": 0,
         "scale_std": 1,
         "scale_max": 1,
+        "temperature": "none",
     }
 
 

@@ -10,7 +10,7 @@ from models.DPI.methods import METHODS, build_method
 
 MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("dpi", {"chunk_coef": 3}, r"unknown parameter 'chunk_coef'; did you mean 'chunk_coe'\? \(known: .*\)"),
-    ("repro_original", {"factor": 2.0}, r"unknown parameter 'factor' \(known: none\)"),
+    ("repro_original", {"factor": 2.0}, r"unknown parameter 'factor' \(known: temperature\)"),
     ("repro_se", {"group_size": 3}, r"parameter 'window_size' is missing"),
     ("repro_yarn", {}, r"parameter 'factor' is missing"),
     ("dpi", {"local_window": "128"}, r"local_window = '128'.*must be a whole number"),
@@ -31,7 +31,7 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("dpi", {"std_base": -1.0}, r"std_base = -1.0.*at least 0"),
     ("dpi", {"std_base": math.inf}, r"std_base = inf.*finite"),
     ("dpi", {"std_base": 0.0, "scale_mean": 1, "noise_type": "gaussian"}, r"std_base = 0 with scale_mean = 1"),
-    ("repro_se", {"group_size": 2.0, "window_size": 5}, r"group_size = 2.0.*must be a whole number"),
+    ("repro_se", {"group_size": "2", "window_size": 5}, r"group_size = '2'.*must be a"),
     ("repro_se", {"group_size": 0, "window_size": 5}, r"group_size = 0.*at least 1"),
     ("repro_chunkllama", {"mscale": "0.1"}, r"mscale = '0.1'.*must be a number"),
     ("repro_chunkllama", {"mscale": math.nan}, r"mscale = nan"),

@@ -51,7 +51,14 @@ def test_pieces_are_one_shot_where_positions_are_the_same(make_model: MakeModel,
 
 
 @pytest.mark.parametrize(
-    ("name", "params"), [("dpi", CHUNKS), ("repro_dynamic_ntk", {"factor": 4.0}), ("repro_chunkllama", {})]
+    ("name", "params"),
+    [
+        ("dpi", CHUNKS),
+        ("repro_dynamic_ntk", {"factor": 4.0}),
+        ("repro_chunkllama", {}),
+        ("lampe", PARAMS["lampe"]),
+        ("string", {"shift": 0.4, "local_window": 3}),
+    ],
 )
 def test_what_is_not_causal_depends_on_the_pieces(make_model: MakeModel, name: str, params: dict[str, Any]) -> None:
     model = put(make_model(WINDOW), name, params)
@@ -93,7 +100,7 @@ def test_greedy_is_a_loop_of_full_passes(
     assert torch.equal(greedy(model, prompt, 15, use_cache=False), ids[:, length:])
 
 
-@pytest.mark.parametrize("name", ["repro_dynamic_ntk", "repro_chunkllama"])
+@pytest.mark.parametrize("name", ["repro_dynamic_ntk", "repro_chunkllama", "lampe"])
 def test_methods_that_depend_on_the_length_see_the_present_one(make_model: MakeModel, name: str) -> None:
     """Keys are cached un-rotated: one layer's decoding is a full pass, with nothing kept from shorter lengths."""
     model = put(make_model(WINDOW, num_hidden_layers=1), name)

@@ -10,6 +10,7 @@ from typing import Any
 from tests.conftest import ROOT
 
 CHUNK_FREE = {"local_window": 16, "chunk_coe": 1}
+FOUR_BANDS = {"edges": [17, 40, 90], "scales": [2, 3.3, 7]}
 NOISE = CHUNK_FREE | {"noise_type": "gaussian"}
 SHARED_MEMORY = 227 << 10
 
@@ -30,13 +31,15 @@ def _compile(*cases: tuple[Any, ...]) -> list[dict[str, dict[str, int]]]:
 
 
 def test_decoding() -> None:
-    plain, noise, all_keys, narrow = _compile(
+    plain, noise, all_keys, narrow, four_bands, gap = _compile(
         ("dpi", CHUNK_FREE, 1, 128),
         ("dpi", NOISE, 1, 128),
         ("repro_chunkllama", {}, 1, 128),
         ("dpi", CHUNK_FREE, 1, 80),
+        ("multi_scale", FOUR_BANDS, 1, 128),
+        ("streaming_llm", {"window_size": 40}, 1, 128),
     )
-    for case in (plain, noise, all_keys, narrow):
+    for case in (plain, noise, all_keys, narrow, four_bands, gap):
         kernel = case["decode_kernel"]
         assert kernel["shared"] <= SHARED_MEMORY // 2  # two programs per multiprocessor
         assert kernel["stack"] <= 64
@@ -46,10 +49,14 @@ def test_decoding() -> None:
 
 
 def test_prefill() -> None:
-    plain, noise, wide = _compile(
-        ("dpi", CHUNK_FREE, 100, 128), ("dpi", NOISE, 100, 128), ("dpi", CHUNK_FREE, 100, 256)
+    plain, noise, wide, four_bands, gap = _compile(
+        ("dpi", CHUNK_FREE, 100, 128),
+        ("dpi", NOISE, 100, 128),
+        ("dpi", CHUNK_FREE, 100, 256),
+        ("multi_scale", FOUR_BANDS, 100, 128),
+        ("streaming_llm", {"window_size": 40}, 100, 128),
     )
-    for case in (plain, noise, wide):
+    for case in (plain, noise, wide, four_bands, gap):
         kernel = case["prefill_kernel"]
         assert kernel["shared"] <= SHARED_MEMORY
         assert kernel["stack"] == 0

@@ -1,0 +1,37 @@
+"""TailSpline (unpublished, 2026): MrRoPE with a ramp that is steepest at its fast end.
+
+The exponent of s is q (3 N^2 + 3 N + 1 - q^2) / (N (N + 1) (2 N + 1)), with N and q as in `mrrope`; cosines and sines
+are multiplied by 0.1 ln s + 1. No code of its authors is known.
+"""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from models.DPI.attention.bands import Segment
+from models.DPI.methods.base import FactorMethod, Rope, Temperature, one_band
+from models.DPI.methods.mrrope import slowed
+from models.DPI.methods.yarn import YaRN
+
+
+class TailSpline(FactorMethod):
+    """factor: s, how many windows to reach, W * factor >= target."""
+
+    name: ClassVar[str] = "tailspline"
+    label: ClassVar[str] = "TailSpline"
+    colour: ClassVar[str] = "#4A3B00"
+    marker: ClassVar[str] = "$T$"
+    rope_types: ClassVar[tuple[str, ...] | None] = YaRN.rope_types
+    rope_types_reason: ClassVar[str] = YaRN.rope_types_reason
+    causal: ClassVar[bool] = True
+
+    temperature: Temperature = "yarn"
+
+    def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
+        """One band at true positions, slower frequencies."""
+        frequencies = rope.derived((self.name, self.factor), lambda: slowed(rope, self.factor, _exponent))
+        return one_band(rope, frequencies, past, length)
+
+
+def _exponent(q: Tensor, n: int) -> Tensor:
+    return q * (3 * n**2 + 3 * n + 1 - q**2) / (n * (n + 1) * (2 * n + 1))
