@@ -1,8 +1,11 @@
-# make demo, make test, make lint, make notebook: each makes .venv if it is missing.
+# make demo, make test, make test-versions, make lint, make notebook: each makes .venv if it is missing.
 PYTHON ?= python3
 VENV := .venv/bin
+# The oldest and the newest version of transformers that work, and what is tested against them.
+TRANSFORMERS := 5.4.0 5.24.0
+VERSION_TESTS := tests/models/DPI/test_golden.py tests/models/DPI/patches
 
-.PHONY: demo test lint notebook clean
+.PHONY: demo test test-versions lint notebook clean
 
 .venv/ready: requirements.txt requirements-dev.txt
 	test -x $(VENV)/python || $(PYTHON) -m venv .venv
@@ -16,6 +19,20 @@ demo: .venv/ready
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m "not gpu" -n 2
 
+test-versions: $(TRANSFORMERS:%=test-transformers-%)
+
+test-transformers-%: .versions/%/ready
+	OMP_NUM_THREADS=1 .versions/$*/bin/python -m pytest -m "not gpu" -n 2 $(VERSION_TESTS)
+
+# An environment that has its own transformers and shares everything else, torch above all, with .venv.
+.PRECIOUS: .versions/%/ready
+.versions/%/ready: .venv/ready
+	$(VENV)/python -m venv .versions/$*
+	$(VENV)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$(.versions/$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
+	.versions/$*/bin/python -m pip install --quiet transformers==$*
+	touch $@
+
 lint: .venv/ready
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
@@ -25,4 +42,4 @@ notebook: .venv/ready
 	$(VENV)/python tools/run_notebook.py
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .versions

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from pipeline import signals
+
+if __name__ == "__main__":
+    signals.end_at_once()  # while the rest is imported
+
 import argparse
 import logging
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from pipeline import sweep
 from pipeline.cli import EXIT_DONE, EXIT_FAILED_RECORDS, make_parser, run_script
 from pipeline.config import ExperimentConfig, apply_overrides, build_config, read_toml
-from pipeline.text import printable
-from tasks.errors import UserError
+from pipeline.help import keys_help, methods_help, tasks_help
 
 logger = logging.getLogger("pred")
 
@@ -24,26 +26,32 @@ def read_experiments(path: Path, overrides: list[str], only: list[str]) -> tuple
     """The experiments that a file and the command line ask for, and whether the file is a sweep."""
     content = read_toml(path)
     if sweep.is_sweep(content):
-        return sweep.select(sweep.expand(apply_overrides(content, overrides), str(path)), only), True
+        given = [override.partition("=")[0].strip() for override in overrides]
+        return sweep.select(sweep.expand(apply_overrides(content, overrides), str(path), given), only), True
     found = [build_config(apply_overrides(content, overrides), str(path))]
     return sweep.select(found, only), False
 
 
-def list_experiments(experiments: list[ExperimentConfig], console: Console) -> None:
-    """Print the experiments of a sweep."""
-    table = Table("experiment", "task", "model", "method", "window", "target", "params")
-    for cfg in experiments:
-        params = ", ".join(f"{key}={value}" for key, value in cfg.params.items())
-        window = str(cfg.options.ori_max_position_embeddings or "model's")
-        cells = (cfg.exp_name, cfg.task, cfg.model, cfg.method, window, str(cfg.options.max_pe), params)
-        table.add_row(*(escape(printable(cell)) for cell in cells))
-    console.print(table)
-    console.print(f"{len(experiments)} experiments")
+EXAMPLE = """example:
+  python pred.py --cfg expcfg/quickstart/needle.toml --dry-run
+  python pred.py --cfg expcfg/quickstart/needle.toml --set max_pe=2048
+"""
+
+
+def details() -> str:
+    """The end of the help."""
+    return f"{EXAMPLE}\n{methods_help()}\n\n{tasks_help()}\n\n{keys_help()}"
+
+
+def _is_no_reminder(record: logging.LogRecord) -> bool:
+    """False for transformers' reminder that a prompt is longer than the model's window: here it is meant to be."""
+    return "exceeded the model's predefined maximum length" not in record.getMessage()
 
 
 def main(argv: list[str]) -> int:
     """Run what the command line asks for; returns the exit code."""
-    parser = make_parser(__doc__ or "")
+    logging.getLogger("transformers.generation.stopping_criteria").addFilter(_is_no_reminder)
+    parser = make_parser(__doc__ or "", details)
     parser.add_argument("--cfg", type=Path, required=True, metavar="FILE", help="configuration, or sweep (TOML)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                         help="override a key, such as params.group_size=3; may be repeated")  # fmt: skip
@@ -52,7 +60,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tasks", metavar="A,B", help="data sets to run")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N records per data set")
     parser.add_argument("--overwrite", action="store_true", help="begin anew: remove what is there of the experiment")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run; load no weights, write nothing")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="check all that a run would; print records, memory and time; write nothing")  # fmt: skip
     arguments = parser.parse_args(argv)
 
     options: dict[str, Any] = {"limit": arguments.limit}
@@ -61,46 +70,36 @@ def main(argv: list[str]) -> int:
         names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
         overrides.append(f"tasks={names!r}")
     experiments, is_sweep = read_experiments(arguments.cfg, overrides, arguments.only)
-    console = Console(width=None if Console().is_terminal else 160)
-    if is_sweep and arguments.dry_run and not arguments.only:
-        list_experiments(experiments, console)
+    if arguments.dry_run:
+        from pipeline.dry_run import dry_run, list_experiments
+
+        console = Console()
+        if is_sweep and not arguments.only:
+            list_experiments(experiments, console)
+        else:
+            dry_run(experiments, arguments.results, console, overwrite=arguments.overwrite)
         return EXIT_DONE
-    return dry_run(experiments, console) if arguments.dry_run else predict(experiments, arguments)
-
-
-def dry_run(experiments: list[ExperimentConfig], console: Console) -> int:
-    """Print what each experiment would do; returns the exit code."""
-    from pipeline.dry_run import show
-    from pipeline.model_loader import check_method, resolve_window
-
-    for cfg in experiments:
-        check_method(cfg, None)
-        window = resolve_window(cfg)
-        check_method(cfg, window)
-        show(cfg, window, console)
-    return EXIT_DONE
+    return predict(experiments, arguments)
 
 
 def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) -> int:
     """Run the experiments one after another; returns the exit code."""
     from pipeline.distributed import Workers
     from pipeline.experiment import run_experiment
-    from pipeline.model_loader import EngineLoader, check_method, resolve_window
+    from pipeline.model_loader import EngineLoader, check_request, check_start, check_tensor_parallel
 
-    tensor_parallel = {cfg.tp_plan is not None for cfg in experiments}
-    if len(tensor_parallel) > 1:
-        raise UserError("tp_plan must be given for all experiments of a run or for none")
+    tensor_parallel = check_tensor_parallel(experiments)
     for cfg in experiments:
-        check_method(cfg, None)
+        check_request(cfg)
     unfinished = 0
-    with Workers(tensor_parallel=tensor_parallel == {True}) as workers:
+    with Workers(tensor_parallel=tensor_parallel) as workers:
         load_engine = EngineLoader(workers)
         for cfg in experiments:
-            window = resolve_window(cfg)
-            check_method(cfg, window)
+            start = check_start(cfg, workers.device())
             outcomes = run_experiment(
-                cfg, arguments.results, workers, load_engine, window=window, overwrite=arguments.overwrite
-            )
+                cfg, arguments.results, workers, load_engine,
+                window=start.window, model_revision=start.revision, overwrite=arguments.overwrite,
+            )  # fmt: skip
             failed = sum(outcome.failed for outcome in outcomes.values())
             unfinished += failed + sum(outcome.missing for outcome in outcomes.values())
             if workers.is_main:

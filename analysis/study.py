@@ -20,7 +20,8 @@ from models.DPI.dpi import get_model_and_tokenizer
 from models.DPI.loading import window_of
 from models.DPI.methods import METHODS, Rope, build_method
 from models.DPI.methods.original import Original
-from models.DPI.patches.Llama import install, rope_of, uninstall
+from models.DPI.patches.Llama import install, uninstall
+from models.DPI.patches.rotary import rope_of
 from pipeline.model_loader import read_model_config
 
 Params = dict[str, Any]
@@ -83,10 +84,13 @@ class Subject:
         self.model: PreTrainedModel = model
         self.tokenizer: PreTrainedTokenizerBase = tokenizer
 
-    def put(self, method: str, params: Params, target: int | None = None) -> PreTrainedModel:
-        """The model with a method on it. Raises ValueError for parameters that do not reach `target`."""
-        built = build_method(method, params, self.study.window, target)
-        return install(self.model, built, self.study.window)
+    def put(self, method: str, params: Params, target: int | None = None, window: int | None = None) -> PreTrainedModel:
+        """The model with a method on it, told the window W (None: the study's).
+
+        Raises ValueError for parameters that do not reach `target`.
+        """
+        window = window or self.study.window
+        return install(self.model, build_method(method, params, window, target), window)
 
     def rope(self) -> Rope:
         """The model's rotary scheme."""

@@ -1,4 +1,4 @@
-"""Losses over one parameter of a method: what is varied, the measurement, and its picture."""
+"""Losses over one parameter of a method or the window that it is told: what is varied, the measurement, the picture."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from tqdm.auto import tqdm
 
 from analysis.study import Params, Subject
 from models.DPI.losses import mean_loss_beyond
+from models.DPI.methods import METHODS
 from models.DPI.methods.dpi import DPI
 from models.DPI.methods.selfextend import SelfExtend, smallest_group
+from models.DPI.methods.yarn import YaRN
 from tasks.pictures.style import LINE_STYLES, new_figure, style_of, tidy
 
 MARKERS = ("o", "s", "^", "D")
 
 
 class Setting(NamedTuple):
-    """One point: the method, the name of its line, its place on the x axis, and the parameters."""
+    """One point: the method, its line's name, its place on the x axis, the parameters, and W (None: the study's)."""
 
     method: str
     line: str
     x: float
     params: Params
+    window: int | None = None
 
 
 def local_window_settings(window: int) -> list[Setting]:
@@ -64,8 +67,20 @@ def group_settings(window: int, target: int) -> list[Setting]:
     return settings
 
 
+def window_settings(window: int, target: int) -> list[Setting]:
+    """A smaller W than the model's, with the parameters that each method sets itself for it."""
+    shares = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
+    chosen = [METHODS[name] for name in (DPI.name, SelfExtend.name, YaRN.name)]
+    return [
+        Setting(method.name, method.label, share, method.params_for(told, target), told)
+        for method in chosen
+        for share in shares
+        for told in [int(share * window)]
+    ]
+
+
 def sweep(subject: Subject, texts: Sequence[str], length: int, settings: Sequence[Setting]) -> pd.DataFrame:
-    """Mean loss beyond the window of `length` tokens for each setting, averaged over the study's texts.
+    """Mean loss beyond the study's window of `length` tokens for each setting, averaged over the study's texts.
 
     Returns a table with the columns method, line, x and loss. Raises ValueError for a setting that does not reach the
     length.
@@ -74,7 +89,7 @@ def sweep(subject: Subject, texts: Sequence[str], length: int, settings: Sequenc
     ids = subject.tokens(texts, length)
     rows = []
     for setting in tqdm(settings, desc="sweep", unit="setting", leave=False):
-        model = subject.put(setting.method, setting.params, length)
+        model = subject.put(setting.method, setting.params, length, setting.window)
         loss = fmean(mean_loss_beyond(model, one, window) for one in ids)
         rows.append((setting.method, setting.line, setting.x, loss))
     return pd.DataFrame(rows, columns=["method", "line", "x", "loss"])

@@ -13,15 +13,16 @@ import os
 import shlex
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 from typing_extensions import override
 
+from pipeline import signals
 from pipeline.files import encoded, open_to_write
 from pipeline.text import PrintableFormatter, printable
 from tasks import task_names
@@ -31,25 +32,37 @@ EXIT_DONE = 0
 EXIT_USER_ERROR = 2
 EXIT_FAILED_RECORDS = 3
 EXIT_BAD_EXPERIMENT = 3
-EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
 
+DEFAULT_RESULTS = Path("results")
 LOG_FILE = "errors.log"
 """In the results folder: tracebacks of what ended a run with one line."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line."""
+    """An argument parser whose complaints are one line, and whose help ends with what is looked up only then."""
+
+    details: Callable[[], str] | None = None
+    """What stands at the end of the help."""
+
+    @override
+    def format_help(self) -> str:
+        self.epilog = self.details() if self.details is not None else None
+        return super().format_help()
 
     @override
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def make_parser(description: str) -> Parser:
-    """A parser with the options that every script has."""
-    parser = Parser(description=description, allow_abbrev=False)
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="results folder")
+def make_parser(description: str, details: Callable[[], str] | None = None) -> Parser:
+    """A parser with the options that every script has. details: the end of its help."""
+    parser = Parser(
+        description=textwrap.fill(description, 78),
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.details = details
+    parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS, metavar="DIR", help="results folder")
     parser.add_argument("--verbose", action="store_true", help="log details, with tracebacks of failed records")
     return parser
 
@@ -68,33 +81,30 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if "--verbose" in sys.argv:
         logging.getLogger().setLevel(logging.DEBUG)
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        with logging_redirect_tqdm():
-            code = main(sys.argv[1:])
-    except UserError as error:
-        complain(error, sys.argv[1:])
-        code = EXIT_USER_ERROR
-    except OSError as error:  # a full disk, a folder that is gone or may not be written
-        complain(UserError(_fault(error)), sys.argv[1:], cause=error)
-        code = EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from here\n")
-        code = EXIT_INTERRUPTED
-    except Terminated:
-        sys.stderr.write("terminated; the same command goes on from here\n")
-        code = EXIT_TERMINATED
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with signals.watched() as watch:
+        try:
+            with logging_redirect_tqdm():
+                code = main(sys.argv[1:])
+        except SystemExit:
+            raise
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | signals.Terminated) or watch.received is not None:
+                code, line = signals.end_of(watch.received or signal.SIGINT)
+                sys.stderr.write(line)
+            else:
+                code = _code_of(error)
     sys.exit(code)
 
 
-class Terminated(BaseException):
-    """SIGTERM, which ends a run as Ctrl-C does."""
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+def _code_of(error: BaseException) -> int:
+    """Say what ended a run in one line; returns the exit code. What may be a bug is raised again."""
+    if isinstance(error, UserError):
+        complain(error, sys.argv[1:])
+    elif isinstance(error, OSError):  # a full disk, a folder that is gone or may not be written
+        complain(UserError(_fault(error)), sys.argv[1:], cause=error)
+    else:
+        raise error
+    return EXIT_USER_ERROR
 
 
 def complain(error: UserError, argv: Sequence[str], cause: BaseException | None = None) -> None:

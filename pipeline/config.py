@@ -7,7 +7,7 @@ refused by name. Every mistake is a `UserError` of one line.
 
 from __future__ import annotations
 
-import difflib
+import copy
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -25,17 +25,29 @@ from pydantic import (
     model_validator,
 )
 
+from models.mistakes import complaints as complaints_of
+from models.mistakes import did_you_mean
 from tasks import canonical_task_name, get_task, task_names
 from tasks.base import Task
 from tasks.errors import UserError
 from tasks.options import Options, Positive
+from tasks.reading import read_regular
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 MOST_COMPLAINTS = 3
+MOST_BYTES = 1 << 17
+"""Of a configuration."""
+MOST_LEVELS = 32
+"""Of tables and lists in it."""
+
+# For a key of thousands of parts (a.a.a. ...) Python's parser takes hours.
+_TEXTS = re.compile(r"""\"{3}(?:\\.|[^\\])*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|\#[^\n]*""", re.DOTALL)
+_LONG_KEY = re.compile(rf"(?<![\w-])(?:[\w-]+[ \t]*\.[ \t]*){{{MOST_LEVELS}}}")
 
 # Keys that may differ between two runs of one experiment: they choose records, hardware or memory, not predictions.
-RESUMABLE_KEYS = frozenset({"test", "tasks", "limit", "device", "device_map", "tp_plan"})
+# The commit of hub data is compared by what it stands for (`pipeline/experiment.py`).
+RESUMABLE_KEYS = frozenset({"test", "tasks", "limit", "batch_size", "device", "device_map", "tp_plan", "data_revision"})
 
 
 def _known_task(name: str) -> str:
@@ -63,11 +75,13 @@ class ExperimentConfig(BaseModel):
     tasks: tuple[str, ...] = Field((), description="data sets to run; empty: the benchmark's usual ones")
     limit: Positive | None = Field(None, description="at most this many records per data set")
 
+    # 1 by default: in bf16 the rounding of a batch is not that of a record alone, and published numbers are of these.
+    batch_size: int | Literal["auto"] = Field(1, description="records generated together; auto: by GPU memory")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="None: bf16 on GPU, fp32 on CPU")
-    device: str | None = None
-    attn_impl: str = "auto"
-    device_map: str | dict[str, int | str] | None = None
-    tp_plan: str | None = None
+    device: str | None = Field(None, description="cpu, cuda, cuda:0, ...; None: a GPU if there is one")
+    attn_impl: str = Field("auto", description="how attention is computed: auto, triton, flash, sdpa, reference")
+    device_map: str | dict[str, int | str] | None = Field(None, description="auto: a model over several GPUs")
+    tp_plan: str | None = Field(None, description="auto: a model in pieces over the processes of torchrun")
     trust_remote_code: Annotated[bool, Field(strict=True)] = Field(False, description="run a model's own Python files")
 
     options: SerializeAsAny[Options] = Field(description="the benchmark's own, an instance of its `Options`")
@@ -76,6 +90,13 @@ class ExperimentConfig(BaseModel):
     @classmethod
     def _safe_name(cls, value: str) -> str:
         return check_exp_name(value)
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _records_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and (type(value) is not int or value < 1):
+            raise ValueError(f"batch_size = {value!r} must be a number of records, 1 or more, or 'auto'")
+        return value
 
     @field_validator("dtype", mode="before")
     @classmethod
@@ -118,39 +139,57 @@ def check_exp_name(name: str) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """The content of a TOML file. Raises `UserError` if it is missing or broken."""
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
+        return _parse_toml(read_regular(path, MOST_BYTES).decode("utf-8"))
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and deep nesting
         raise UserError(f"{str(path)!r} is not valid TOML: {error}") from None
 
 
+def _parse_toml(text: str) -> dict[str, Any]:
+    """A TOML document. Raises `ValueError`, as TOML wants it for integers beyond 64 bits, `RecursionError`."""
+    deep = ValueError(f"tables and lists are nested deeper than {MOST_LEVELS}")
+    if _LONG_KEY.search(_TEXTS.sub("x", text)):
+        raise deep
+    content = tomllib.loads(text)
+    level: list[Any] = [content]
+    for _ in range(MOST_LEVELS):
+        if any(isinstance(item, int) and item.bit_length() > 63 for item in level):
+            raise ValueError("an integer has more than 64 bits")
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return content
+    raise deep
+
+
 def apply_overrides(content: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """A copy of a configuration with `key=value` overrides applied; `params.key` reaches into the parameters.
+    """A copy of a configuration with `key=value` overrides applied; `params.key` reaches into a table.
 
     Values are TOML; what is no TOML value is taken as a string, so that `method=repro_se` needs no quotes.
     """
-    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in content.items()}
+    result = copy.deepcopy(dict(content))
     for override in overrides:
         key, equals, text = override.partition("=")
         key = key.strip()
-        if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)?", key):
+        if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
             raise UserError(f"--set {override!r} is not of the form key=value")
-        head, _, tail = key.partition(".")
-        if not tail:
-            result[head] = _parse_value(text)
-        elif isinstance(result.setdefault(head, {}), dict):
-            result[head][tail] = _parse_value(text)
-        else:
-            raise UserError(f"--set {override!r}: {head!r} is not a table")
+        *tables, last = key.split(".")
+        place = result
+        for name in tables:
+            place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise UserError(f"--set {override!r}: {name!r} is not a table")
+        place[last] = _parse_value(text)
     return result
 
 
 def _parse_value(text: str) -> Any:
     """A TOML value, or the text itself."""
     try:
-        return tomllib.loads(f"value = {text.strip()}")["value"]
+        return _parse_toml(f"value = {text.strip()}")["value"]
     except (ValueError, KeyError, RecursionError):
         return text.strip()
 
@@ -162,7 +201,7 @@ def build_config(content: Mapping[str, Any], source: str) -> ExperimentConfig:
     try:
         cfg = ExperimentConfig.model_validate({**run, "options": options})
     except ValidationError as error:
-        complaints = [*describe(error), *complaints]
+        complaints = [*complaints_of(error), *complaints]
     if complaints:
         raise UserError(f"{source}: {'; '.join(complaints[:MOST_COMPLAINTS])}")
     return cfg
@@ -182,7 +221,7 @@ def _build_options(name: Any, content: Mapping[str, Any]) -> tuple[Options, list
     try:
         return task.Options.model_validate(known), complaints
     except ValidationError as error:
-        return stand_in, [*complaints, *describe(error)]
+        return stand_in, [*complaints, *complaints_of(error)]
 
 
 def unknown_keys(task: Task, keys: Iterable[str]) -> list[str]:
@@ -209,26 +248,3 @@ def without_other_tasks(content: Mapping[str, Any], task: Task) -> dict[str, Any
 def _owners(key: str) -> list[str]:
     """The tasks that read a key."""
     return [name for name in task_names() if key in get_task(name).Options.model_fields]
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The nearest of the known words as the end of a complaint; empty where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def describe(error: ValidationError, known: Iterable[str] = ()) -> list[str]:
-    """Pydantic's complaints, each a piece of a line that names key and value. known: the keys that there are."""
-    return [_describe_one(item, known) for item in error.errors()]
-
-
-def _describe_one(item: Mapping[str, Any], known: Iterable[str]) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{did_you_mean(key, known)}"
-    if item["type"] == "missing":
-        return f"the key {key!r} is missing"
-    if item["type"] == "value_error":
-        message = str(item["ctx"]["error"])
-        return message if not key or key in message or key == "task" else f"{key}: {message}"
-    return f"{key} = {item['input']!r}: {item['msg']}"

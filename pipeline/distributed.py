@@ -6,8 +6,10 @@ writes; otherwise every process has its own model and its share of the records.
 
 from __future__ import annotations
 
+import math
 import os
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -15,6 +17,40 @@ import torch.distributed as dist
 
 # A process may wait for another as long as the longest share of the records takes.
 PATIENCE = timedelta(days=30)
+
+
+def cores() -> int:
+    """Processor cores that this process may use: those of its affinity, and of the container's share where it has one.
+
+    PyTorch knows of the first alone, and starts as many threads as the whole machine has cores in a container of two.
+    """
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        found = min(found, max(1, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max"
+        pass
+    return found
+
+
+def threads_for(processes: int, cores: int, wanted: int) -> int:
+    """Threads of one of several processes on a machine: `wanted`, but together no more than there are cores.
+
+    Fewer stay fewer: who launched the processes chose so (torchrun sets one).
+    """
+    return max(1, min(wanted, cores // max(1, processes)))
+
+
+def share_cores() -> None:
+    """Let the processes of a run on this machine take no more threads together than it has cores.
+
+    More would wait for each other at the end of every operation.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    before = torch.get_num_threads()
+    threads = threads_for(processes, cores(), before)
+    if threads != before:
+        torch.set_num_threads(threads)
 
 
 class Workers:
@@ -35,7 +71,8 @@ class Workers:
         self._group: dist.ProcessGroup | None = None
 
     def __enter__(self) -> Workers:
-        """Join the other processes."""
+        """Join the other processes, and share the machine's cores with them."""
+        share_cores()
         if self.processes > 1:
             if not dist.is_initialized():
                 backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

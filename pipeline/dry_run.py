@@ -1,22 +1,32 @@
-"""What an experiment would do, without loading weights: records, prompt lengths, memory."""
+"""What an experiment would do, before it does it: records, prompt lengths, memory, time.
+
+Whatever would keep the run from its first record ends this as it would end the run, by the same checks
+(`pipeline.model_loader.check_start`, `pipeline.experiment.read_experiment`). Weights are loaded only to measure time,
+and only small ones that lie on this machine.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline import timing
 from pipeline.config import ExperimentConfig
-from pipeline.model_loader import read_model_config, read_tokenizer, resolve_dtype
-from pipeline.runner import select_datasets, select_records
-from pipeline.text import printable
+from pipeline.distributed import Workers
+from pipeline.experiment import read_experiment, read_records
+from pipeline.model_loader import EngineLoader, Start, check_request, check_start, check_tensor_parallel, read_tokenizer
+from pipeline.text import plain_table, printable
 from tasks import get_task
+from tasks.base import Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -27,6 +37,8 @@ MOST_PROMPTS = 128
 """Prompts that are tokenised per data set; of larger ones, this many at even distances."""
 
 GIB = 2**30
+MOST_WEIGHTS = 2 * GIB
+"""Bytes of weights that are loaded to measure time: seconds from a disk. Larger ones would make a dry run a wait."""
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -56,19 +68,39 @@ class MemoryEstimate:
         return self.weights + self.cache + self.activations
 
 
-def count_prompts(cfg: ExperimentConfig) -> list[PromptCount]:
-    """Records and prompt lengths of every data set of an experiment."""
+@dataclass(frozen=True)
+class Preview:
+    """What one experiment would do. prompt: one of its prompts. seconds: None where time is not estimated."""
+
+    cfg: ExperimentConfig
+    counts: list[PromptCount]
+    seconds: float | None
+
+    @property
+    def records(self) -> int:
+        """Of all data sets."""
+        return sum(count.records for count in self.counts)
+
+    @property
+    def tokens(self) -> int:
+        """Of all prompts, from those that were tokenised."""
+        return round(sum(count.records * statistics.fmean(count.prompt_tokens) for count in self.counts))
+
+
+def count_prompts(cfg: ExperimentConfig, chosen: Mapping[str, Sequence[Record]]) -> tuple[list[PromptCount], list[int]]:
+    """Records and prompt lengths of every data set of an experiment, and its longest prompt."""
     task = get_task(cfg.task)
-    chosen = {dataset: select_records(task, cfg, dataset) for dataset in select_datasets(task, cfg)}
     tokenizer = read_tokenizer(cfg.model, trust_remote_code=cfg.trust_remote_code)
-    return [
-        PromptCount(
-            dataset,
-            len(records),
-            [len(task.prompt(cfg.options, dataset, record, tokenizer)) for record in sample(records)],
-        )
-        for dataset, records in chosen.items()
-    ]
+    counts: list[PromptCount] = []
+    longest: list[int] = []
+    for dataset, records in chosen.items():
+        lengths = []
+        for record in sample(records):
+            ids = task.prompt(cfg.options, dataset, record, tokenizer)
+            lengths.append(len(ids))
+            longest = max(longest, ids, key=len)
+        counts.append(PromptCount(dataset, len(records), lengths))
+    return counts, longest
 
 
 def sample(records: Sequence[T]) -> list[T]:
@@ -82,15 +114,13 @@ def estimate_memory(config: PreTrainedConfig, tokens: int, bytes_per_number: int
     """An estimate for one input of `tokens` tokens; attention itself is O(n) and small beside these."""
     from transformers import AutoModelForCausalLM
 
-    from models.DPI.patches.families import head_dim_of, kv_heads_of
+    from pipeline.engine import bytes_per_token
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     parameters = sum(p.numel() for p in model.parameters())
-    cache = 2 * config.num_hidden_layers * kv_heads_of(config) * head_dim_of(config) * tokens
-    # The MLP's gate, up and product, and the residual with its normalised copy.
-    activations = tokens * (3 * config.intermediate_size + 2 * config.hidden_size)
-    return MemoryEstimate(parameters * bytes_per_number, cache * bytes_per_number, activations * bytes_per_number)
+    cache, activations = bytes_per_token(config, bytes_per_number)
+    return MemoryEstimate(parameters * bytes_per_number, cache * tokens, activations * tokens)
 
 
 def quantiles(lengths: Sequence[int]) -> list[int]:
@@ -101,28 +131,146 @@ def quantiles(lengths: Sequence[int]) -> list[int]:
     return [min(lengths), *(round(value) for value in inner), max(lengths)]
 
 
-def show(cfg: ExperimentConfig, window: int, console: Console) -> None:
-    """Print what one experiment would do. window: W in tokens."""
-    counts = count_prompts(cfg)
-    console.print(
-        f"[bold]{escape(cfg.exp_name)}[/bold]: {cfg.task} with {escape(cfg.method)} on {escape(printable(cfg.model))}, "
-        f"window {window:,}, target {cfg.options.max_pe:,} tokens",
-        highlight=False,
+def preview(cfg: ExperimentConfig, results: Path, load: EngineLoader, console: Console, *, overwrite: bool) -> Preview:
+    """Check one experiment as its run would, and print what it would do. Raises `UserError` as the run would."""
+    start = check_start(cfg)
+    _, cfg, chosen = read_experiment(cfg, results, overwrite=overwrite)
+    counts, longest = count_prompts(cfg, chosen)
+    _say(
+        console,
+        f"{cfg.exp_name}: {cfg.task} with {cfg.method} on {cfg.model}, window W {start.window:,}, "
+        f"target {cfg.options.max_pe:,} tokens",
     )
-    table = Table("data set", "records", "min", "25 %", "median", "75 %", "max", "> window", "prompts counted")
+    console.print(_prompt_table(counts, start.window))
+    counted = sum(len(count.prompt_tokens) for count in counts)
+    records = sum(count.records for count in counts)
+    if counted < records:
+        _say(console, f"lengths in tokens, of {counted:,} prompts at even distances among the {records:,}")
+    memory = estimate_memory(start.config, len(longest), start.dtype.itemsize)
+    dtype = str(start.dtype).removeprefix("torch.")
+    _say(
+        console,
+        f"memory for {len(longest):,} tokens in {dtype}: about {memory.total / GIB:.2f} GiB\n"
+        f"  weights {memory.weights / GIB:.2f}, keys and values {memory.cache / GIB:.2f}, "
+        f"activations {memory.activations / GIB:.2f}",
+    )
+    return Preview(cfg, counts, _show_time(cfg, start, memory, counts, longest, load, console))
+
+
+def _prompt_table(counts: Sequence[PromptCount], window: int) -> Table:
+    table = plain_table("data set", "records", "min", "25 %", "median", "75 %", "max", "> W")
     for count in counts:
         beyond = sum(length > window for length in count.prompt_tokens) / len(count.prompt_tokens)
         cells = [f"{value:,}" for value in quantiles(count.prompt_tokens)]
-        table.add_row(count.name, f"{count.records:,}", *cells, f"{beyond:.0%}", f"{len(count.prompt_tokens):,}")
-    console.print(table)
-    longest = max(max(count.prompt_tokens) for count in counts)
-    dtype = resolve_dtype(cfg)
-    name = str(dtype).removeprefix("torch.")
-    config = read_model_config(cfg.model, trust_remote_code=cfg.trust_remote_code)
-    memory = estimate_memory(config, longest, dtype.itemsize)
-    console.print(
-        f"memory for {longest:,} tokens in {name}: about {memory.total / GIB:.2f} GiB (weights "
-        f"{memory.weights / GIB:.2f}, keys and values {memory.cache / GIB:.2f}, "
-        f"activations {memory.activations / GIB:.2f})",
-        highlight=False,
+        table.add_row(escape(printable(count.name)), f"{count.records:,}", *cells, f"{beyond:.0%}")
+    return table
+
+
+def _show_time(
+    cfg: ExperimentConfig,
+    start: Start,
+    memory: MemoryEstimate,
+    counts: Sequence[PromptCount],
+    longest: Sequence[int],
+    load: EngineLoader,
+    console: Console,
+) -> float | None:
+    """Print how long the run will take; returns it in seconds, None where weights are not at hand to measure with."""
+    if not start.local:
+        _say(console, "time: not estimated, as the weights would have to come from the hub")
+        return None
+    if memory.weights > MOST_WEIGHTS:
+        _say(console, f"time: not estimated, as the weights are more than {MOST_WEIGHTS / GIB:g} GiB")
+        return None
+    model: Any = load(cfg).model
+    speed = timing.measure(model, longest)
+    task = get_task(cfg.task)
+    prompts, generation = timing.estimate(
+        speed,
+        timing.work_of(model),
+        {count.name: (count.records, count.prompt_tokens) for count in counts},
+        {count.name: task.most_new_tokens(cfg.options, count.name) for count in counts},
     )
+    new = f", new tokens {timing.duration(generation)} at most" if generation else ""
+    _say(
+        console,
+        f"time in one process here: {timing.duration(prompts + generation)}\n"
+        f"  prompts {timing.duration(prompts)}{new}\n"
+        f"  from {speed.tokens:,} tokens and {timing.NEW_TOKENS} new ones, measured in {speed.seconds:.1f} s",
+    )
+    return prompts + generation
+
+
+def show_totals(previews: Sequence[Preview], console: Console) -> None:
+    """Print what the experiments of each benchmark come to."""
+    table = plain_table("task", "experiments", "records", "prompt tokens", "time")
+    for task in dict.fromkeys(found.cfg.task for found in previews):
+        its = [found for found in previews if found.cfg.task == task]
+        known = [found.seconds for found in its if found.seconds is not None]
+        time = timing.duration(sum(known)) if len(known) == len(its) else "-"
+        tokens, records = sum(found.tokens for found in its), sum(found.records for found in its)
+        table.add_row(task, f"{len(its):,}", f"{records:,}", f"{tokens:,}", time)
+    console.print(table)
+
+
+def dry_run(
+    experiments: Sequence[ExperimentConfig], results: Path, console: Console, *, overwrite: bool = False
+) -> None:
+    """Print what each experiment would do, and totals by benchmark where there are several. Raises `UserError`."""
+    check_tensor_parallel(experiments)
+    for cfg in experiments:
+        check_request(cfg)
+    load = EngineLoader(Workers())
+    previews = []
+    for cfg in experiments:
+        previews.append(preview(cfg, results, load, console, overwrite=overwrite))
+        console.print()
+    if len(previews) > 1:
+        show_totals(previews, console)
+
+
+def list_experiments(experiments: Sequence[ExperimentConfig], console: Console) -> None:
+    """Print the experiments of a sweep, and how many each benchmark has. Raises `UserError`.
+
+    Models and the hub are not asked, so that a sweep of models that are not here can be listed; folders of data are.
+    """
+    check_tensor_parallel(experiments)
+    read = set()
+    for cfg in experiments:
+        check_request(cfg)
+        key = (cfg.task, cfg.tasks, cfg.limit, cfg.test, cfg.options.data_dir)
+        if cfg.options.data_dir is not None and key not in read:
+            read_records(get_task(cfg.task), cfg)
+            read.add(key)
+    for model in dict.fromkeys(cfg.model for cfg in experiments):
+        _say(console, model)
+        table = plain_table("experiment", "window", "target", "tasks")
+        its = [cfg for cfg in experiments if cfg.model == model]
+        for name in dict.fromkeys(cfg.exp_name for cfg in its):
+            same = [cfg for cfg in its if cfg.exp_name == name]
+            window = same[0].options.ori_max_position_embeddings
+            cells = (name, f"{window:,}" if window else "model's", f"{same[0].options.max_pe:,}", str(len(same)))
+            table.add_row(*(escape(printable(cell)) for cell in cells))
+        console.print(table)
+        console.print()
+    for method in dict.fromkeys(cfg.method for cfg in experiments):
+        _say(console, f"{method}: {_params_of(method, experiments)}")
+    console.print()
+    table = plain_table("task", "experiments")
+    for task, count in Counter(cfg.task for cfg in experiments).items():
+        table.add_row(task, f"{count:,}")
+    console.print(table)
+    console.print(f"{len(experiments):,} experiments; --only NAME --dry-run shows records, memory and time")
+
+
+def _params_of(method: str, experiments: Sequence[ExperimentConfig]) -> str:
+    """A method's parameters, each with the values that experiments give it."""
+    values: dict[str, dict[str, None]] = {}
+    for cfg in experiments:
+        for key, value in cfg.params.items() if cfg.method == method else ():
+            values.setdefault(key, {})[str(value)] = None
+    return ", ".join(f"{key}={'|'.join(found)}" for key, found in values.items()) or "its own parameters"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(printable(text, keep="\n"), highlight=False, markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,68 +11,131 @@ from torch import Tensor
 from typing_extensions import override
 
 from models.DPI.losses import token_losses
+from models.DPI.patches.families import head_dim_of, kv_heads_of
+from models.DPI.patches.finite import where_not_finite
+from models.DPI.patches.generation import decode_plainly, static_cache
 from models.DPI.patches.Llama import replays_decoding
-from tasks.base import Engine, Generation
+from tasks.base import Engine, Generation, Request
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# Share of the free memory that a batch may be planned to take. What it takes beyond the plan halves it.
+_SHARE = 0.8
 
 
 class ModelEngine(Engine):
     """The `tasks.base.Engine` over a transformers model with its tokenizer."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """The model goes into evaluation mode."""
+        """The model goes into evaluation mode, and loses its own generation settings: decoding is plainly greedy."""
         self.model = model.eval()
         self.tokenizer = tokenizer
         self._end_token_ids = end_token_ids(model, tokenizer)
+        self._pad_token_id = self._end_token_ids[0] if self._end_token_ids else 0
+        self._set_aside = decode_plainly(model)
+        if self._set_aside:
+            said = ", ".join(f"{name} = {value}" for name, value in self._set_aside.items())
+            logger.warning("decoding is plainly greedy; the model's own generation settings are set aside: %s", said)
+
+    @override
+    def generation_settings(self) -> dict[str, Any]:
+        return {
+            "do_sample": False,
+            "num_beams": 1,
+            "eos_token_id": self._end_token_ids,
+            "pad_token_id": self._pad_token_id,
+            "set_aside": {name: _json_value(value) for name, value in self._set_aside.items()},
+        }
 
     @override
     @torch.inference_mode()
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        max_new_tokens: int,
-        *,
-        stop_token_ids: Sequence[int] = (),
-        min_new_tokens: int = 0,
-    ) -> Generation:
-        ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
-        input_ids = torch.tensor([ids], device=self.model.device)  # (1, T)
+    def generate(self, requests: Sequence[Request]) -> list[Generation | FloatingPointError]:
+        """Rows are padded on the left. Raises `ValueError` for a prompt that is none, and for unequal endings."""
+        prompts = [list(request.prompt) for request in requests]
+        max_new_tokens, stop_token_ids, min_new_tokens = requests[0].ending
+        if any(request.ending != requests[0].ending for request in requests):
+            raise ValueError("requests of one batch must be equal in all but their prompts")
+        for prompt in prompts:
+            self._check_prompt(prompt)
+        longest = max(map(len, prompts))
+        padding = [longest - len(prompt) for prompt in prompts]
+        device = self.model.device
+        input_ids = torch.tensor(
+            [[self._pad_token_id] * pad + prompt for pad, prompt in zip(padding, prompts, strict=True)], device=device
+        )  # (B, T)
+        attention_mask = (torch.arange(longest) >= torch.tensor(padding)[:, None]).long().to(device)
         arguments: dict[str, Any] = {"min_new_tokens": min_new_tokens} if min_new_tokens else {}
-        if replays_decoding(self.model, len(ids)):
-            arguments["cache_implementation"] = "static"
+        if replays_decoding(self.model, longest):
+            arguments["past_key_values"] = static_cache(self.model, longest + max_new_tokens)
+        ends = sorted({*self._end_token_ids, *stop_token_ids})
         watch = FiniteLogits()
         output = self.model.generate(
             input_ids,
-            attention_mask=torch.ones_like(input_ids),
+            attention_mask=attention_mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
-            # Sampling defaults of a model's generation_config would only warn.
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=sorted({*self._end_token_ids, *stop_token_ids}),
-            pad_token_id=self._end_token_ids[0] if self._end_token_ids else 0,
+            eos_token_id=ends,
+            pad_token_id=self._pad_token_id,
             logits_processor=[watch],
             **arguments,
         )
-        watch.check(len(ids))
-        new = output[0, len(ids) :]
-        text = self.tokenizer.decode(new, skip_special_tokens=True)
-        return Generation(str(text), len(ids), len(new))
+        rows = [until_end(row, ends) for row in output[:, longest:].tolist()]
+        steps = watch.first_wrong([len(row) for row in rows])
+        errors = [
+            None if step is None else self._not_finite(prompt + row[: step[0]], *step)
+            for step, row, prompt in zip(steps, rows, prompts, strict=True)
+        ]
+        return [
+            error or Generation(str(self.tokenizer.decode(row, skip_special_tokens=True)), len(prompt), len(row))
+            for error, row, prompt in zip(errors, rows, prompts, strict=True)
+        ]
 
     @override
     def token_losses(self, input_ids: Sequence[int], slice_tokens: int) -> Tensor:
         ids = torch.tensor([list(input_ids)], device=self.model.device)  # (1, T)
         losses = token_losses(self.model, ids, slice_tokens)[0]
-        check_losses(losses)
+        wrong = (~losses.isfinite()).nonzero()
+        if len(wrong):
+            first = int(wrong[0])  # of token 1, 2, ...
+            raise FloatingPointError(
+                f"the loss of the token at position {first + 1} is {float(losses[first])} ({len(wrong)} of"
+                f" {len(losses)} losses are not finite); {where_not_finite(self.model, input_ids, first)}"
+            )
         return losses
+
+    def _not_finite(self, ids: Sequence[int], step: int, largest: float) -> FloatingPointError:
+        """ids: of the prompt and the new tokens before the one whose logits are not finite."""
+        return FloatingPointError(
+            f"the logits for the token at position {len(ids)} (new token {step}) are not finite: the largest is"
+            f" {largest}; {where_not_finite(self.model, ids)}"
+        )
+
+    @override
+    def batch_tokens(self) -> int | None:
+        devices = {parameter.device for parameter in self.model.parameters()}
+        if {device.type for device in devices} != {"cuda"}:
+            return None
+        cache, activations = bytes_per_token(self.model.config, self.model.dtype.itemsize)
+        return int(_SHARE * min(map(_free_bytes, devices)) / (cache / len(devices) + activations))
+
+    def _check_prompt(self, ids: Sequence[int]) -> None:
+        """On a GPU an id outside the vocabulary would end not this record but the process's use of the GPU."""
+        if not ids:
+            raise ValueError("the prompt has no tokens")
+        size = self.model.config.get_text_config().vocab_size
+        if wrong := [token for token in (min(ids), max(ids)) if not 0 <= token < size]:
+            raise ValueError(
+                f"the prompt has the token id {wrong[0]}, and the model's vocabulary has {size}; model and tokenizer "
+                "do not belong together"
+            )
 
 
 class FiniteLogits:
-    """A logits processor of transformers that watches the logits of new tokens, for a batch of one; it changes none.
+    """A logits processor of transformers that watches the logits of new tokens, row by row; it changes none.
 
     Single logits of -inf, which hold a token back, are in order. The largest one must be finite.
     """
@@ -81,33 +145,26 @@ class FiniteLogits:
         self._largest: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Keep the largest logit, on its device: to read it here would stop the GPU at every token."""
-        self._largest.append(scores.amax())  # NaN if any is NaN
+        """Keep the largest logit of each row, on its device: to read it here would stop the GPU at every token."""
+        self._largest.append(scores.amax(-1))  # (B,); NaN if any is NaN
         return scores
 
-    def check(self, prompt_tokens: int) -> None:
-        """Raise `FloatingPointError` with the position of the first token whose logits are not finite."""
-        if not self._largest:
-            return
-        largest = torch.stack(self._largest)
-        wrong = (~largest.isfinite()).nonzero()
-        if len(wrong):
-            step = int(wrong[0])
-            raise FloatingPointError(
-                f"the logits for the token at position {prompt_tokens + step} (new token {step}) are not finite:"
-                f" the largest is {float(largest[step])}"
-            )
+    def first_wrong(self, new_tokens: Sequence[int]) -> list[tuple[int, float] | None]:
+        """For each row its first new token whose logits are not finite, with the largest of them, or None.
+
+        new_tokens: of each row; what a row is given after its end does not count.
+        """
+        largest = torch.stack(self._largest).float().cpu()  # (steps, B)
+        found: list[tuple[int, float] | None] = []
+        for row, new in enumerate(new_tokens):
+            wrong = (~largest[:new, row].isfinite()).nonzero()
+            found.append((int(wrong[0]), float(largest[int(wrong[0]), row])) if len(wrong) else None)
+        return found
 
 
-def check_losses(losses: Tensor) -> None:
-    """Raise `FloatingPointError` with the position of the first loss that is not finite. losses: of tokens 1 …."""
-    wrong = (~losses.isfinite()).nonzero()
-    if len(wrong):
-        first = int(wrong[0])
-        raise FloatingPointError(
-            f"the loss of the token at position {first + 1} is {float(losses[first])}"
-            f" ({len(wrong)} of {len(losses)} losses are not finite)"
-        )
+def until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    """A row's tokens up to the first that ends it; what follows is padding."""
+    return tokens[: next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -116,3 +173,21 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     found = configured if isinstance(configured, list) else [configured]
     found = [tokenizer.eos_token_id, *found, tokenizer.get_vocab().get("<|eot_id|>")]
     return list(dict.fromkeys(token for token in found if token is not None))
+
+
+def bytes_per_token(config: PreTrainedConfig, bytes_per_number: int) -> tuple[int, int]:
+    """Memory of a token in the cache, and of the largest layer's intermediate values; attention itself is small."""
+    cache = 2 * config.num_hidden_layers * kv_heads_of(config) * head_dim_of(config)
+    # The MLP's gate, up and product, and the residual with its normalised copy.
+    activations = 3 * config.intermediate_size + 2 * config.hidden_size
+    return cache * bytes_per_number, activations * bytes_per_number
+
+
+def _json_value(value: Any) -> Any:
+    return value if isinstance(value, str | int | float) else repr(value)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What other programs leave of a GPU's memory, and this one holds without use."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held

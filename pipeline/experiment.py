@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import logging
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import store
+from pipeline.batches import BatchSize
 from pipeline.config import ExperimentConfig, without_other_tasks
 from pipeline.runner import Outcome, run_records, select_datasets, select_records
 from tasks import get_task
-from tasks.base import Engine, Record, Task
-from tasks.errors import UserError
+from tasks.base import Engine, GenerationTask, Record, Task
+from tasks.errors import AbsentDataError, UserError
 
 if TYPE_CHECKING:
     from pipeline.distributed import Workers
@@ -38,20 +40,18 @@ def run_experiment(
     load_engine: LoadEngine,
     *,
     window: int,
+    model_revision: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Outcome]:
     """Predict what is still to do of one experiment. Returns the outcome by data set.
 
     `window` is W, resolved; `load_engine` is called only if there is work. Nothing is written or removed before the
-    configuration, the folder and the data are known to be good. Raises `UserError` for a user's mistake.
+    configuration, the folder and the data are known to be good, and the model is there: a start that fails leaves
+    everything as it was. Raises `UserError` for a user's mistake.
     """
     task = get_task(cfg.task)
-    folder = store.experiment_folder(results, task, cfg.exp_name)
-    if not overwrite:
-        check_resumable(folder, task, cfg)
-    records = {dataset: select_records(task, cfg, dataset) for dataset in select_datasets(task, cfg)}
-    if overwrite:
-        # The old results go only when the new model is there.
+    folder, cfg, records = read_experiment(cfg, results, overwrite=overwrite)
+    if overwrite or not store.has_predictions(folder):
         load_engine(cfg)
     if workers.is_main:
         store.make_folder(folder)
@@ -62,27 +62,123 @@ def run_experiment(
             else:
                 check_resumable(folder, task, cfg)  # another run may have begun since
             before = store.read_run(folder) if store.has_predictions(folder) else None
-            record = run_record(cfg, window, workers.processes, records, before)
+            record = run_record(cfg, window, workers.processes, records, before, model_revision)
             store.write_json(folder / store.RUN_FILE, record)
 
-        def load() -> Engine:
+        def get_engine() -> Engine:
             engine = load_engine(cfg)
             if workers.is_main:
-                _note_device(folder, cfg, workers)
+                note: dict[str, Any] = {"device": _devices(record["device"], cfg, workers)}
+                if isinstance(task, GenerationTask):
+                    settings = engine.generation_settings()
+                    if before is not None:
+                        check_generation(folder, before, settings)
+                    note["generation"] = settings
+                store.write_json(folder / store.RUN_FILE, {**record, **note})
             return engine
 
-        return run_records(task, cfg.options, load, folder, records, workers)
+        return run_records(task, cfg.options, get_engine, folder, records, workers, batch_size_of(cfg))
 
 
-def _note_device(folder: Path, cfg: ExperimentConfig, workers: Workers) -> None:
-    """Put into the run record what predicts from now on, behind what did before a run was resumed elsewhere."""
+def _devices(before: str | None, cfg: ExperimentConfig, workers: Workers) -> str:
+    """What predicts from now on, behind what did before a run was resumed elsewhere."""
     from models.DPI.loading import device_name
 
-    record = store.read_run(folder)
-    assert record is not None
-    name = device_name(cfg.device or workers.device())
-    names = [*(record["device"].split(", ") if record["device"] else []), name]
-    store.write_json(folder / store.RUN_FILE, {**record, "device": ", ".join(dict.fromkeys(names))})
+    names = [*(before.split(", ") if before else []), device_name(cfg.device or workers.device())]
+    return ", ".join(dict.fromkeys(names))
+
+
+def check_generation(folder: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise `UserError` if what is there was decoded with other settings than what comes.
+
+    Version 0.1 kept the model's own, which changes nothing where none had to be set aside.
+    """
+    old = before.get("generation") or {**settings, "set_aside": {}}
+    if found := list(store.differences({"generation": old}, {"generation": settings})):
+        raise UserError(
+            f"{str(folder)!r} was decoded with other settings: {'; '.join(found[:MOST_DIFFERENCES])}. Choose another"
+            " exp_name, or begin anew with --overwrite"
+        )
+
+
+def batch_size_of(cfg: ExperimentConfig) -> BatchSize:
+    """The configuration's; 1 for "auto" where processes hold pieces of one model, which must batch alike."""
+    if cfg.batch_size == "auto" and cfg.tp_plan is not None:
+        logger.warning("batch_size = auto is 1 with tp_plan: processes may see different free memory; give a number")
+        return 1
+    return cfg.batch_size
+
+
+def read_experiment(
+    cfg: ExperimentConfig, results: Path, *, overwrite: bool
+) -> tuple[Path, ExperimentConfig, dict[str, list[Record]]]:
+    """An experiment's folder, its configuration with the data's commit as it was before, and its records.
+
+    Writes nothing. Raises `UserError` where a run could not begin or go on.
+    """
+    task = get_task(cfg.task)
+    folder = store.experiment_folder(results, task, cfg.exp_name)
+    _check_place(folder)
+    if not overwrite:
+        check_resumable(folder, task, cfg)
+        cfg = _with_revision_of(folder, task, cfg)
+    return folder, cfg, read_records(task, cfg)
+
+
+def _check_place(folder: Path) -> None:
+    """Raise `UserError` if a folder cannot be made or written to."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"cannot make the folder {str(folder)!r}: {str(place)!r} is no folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to the folder {str(folder)!r}: no permission in {str(place)!r}")
+
+
+def _with_revision_of(folder: Path, task: Task, cfg: ExperimentConfig) -> ExperimentConfig:
+    """The configuration with the commit of hub data that an experiment began with, so that it goes on with the same.
+
+    Raises `UserError` if the configuration asks for another one.
+    """
+    before = ((store.read_run(folder) or {}).get("data") or {}).get("revision")
+    if not isinstance(before, str) or not store.has_predictions(folder) or cfg.options.data_dir is not None:
+        return cfg
+    if cfg.options.data_revision is not None:
+        now = (task.data_source(cfg.options) or {}).get("revision")
+        if now != before:
+            raise UserError(
+                f"{str(folder)!r} was made with data of revision {before}, and data_revision = "
+                f"{cfg.options.data_revision!r} is {now}. Choose another exp_name, or begin anew with --overwrite"
+            )
+    return cfg.model_copy(update={"options": cfg.options.model_copy(update={"data_revision": before})})
+
+
+def read_records(task: Task, cfg: ExperimentConfig) -> dict[str, list[Record]]:
+    """The records of a run by data set; those of the first one for a quick run (`test`).
+
+    Data sets that a folder of data lacks are left out and named, unless the configuration asks for them by name.
+    Raises `UserError`, also where none is left.
+    """
+    records: dict[str, list[Record]] = {}
+    absent: dict[str, AbsentDataError] = {}
+    for dataset in select_datasets(task, cfg):
+        try:
+            records[dataset] = select_records(task, cfg, dataset)
+        except AbsentDataError as error:
+            if cfg.tasks:
+                raise
+            absent[dataset] = error
+        if records and cfg.test:
+            break
+    if not records:
+        raise UserError(f"{next(iter(absent.values()))}; nor has it any other data set of {task.name}")
+    if absent:
+        logger.warning(
+            "data_dir = '%s' has no file of %s, which %s left out; %s run",
+            cfg.options.data_dir, ", ".join(absent), "are" if len(absent) > 1 else "is", ", ".join(records),
+        )  # fmt: skip
+    return records
 
 
 def check_resumable(folder: Path, task: Task, cfg: ExperimentConfig) -> None:
@@ -117,8 +213,12 @@ def run_record(
     processes: int,
     records: Mapping[str, list[Record]],
     before: Mapping[str, Any] | None,
+    model_revision: str | None = None,
 ) -> dict[str, Any]:
-    """What `run.json` holds. `records` counts by data set; a resumed run keeps the larger count of the two."""
+    """What `run.json` holds. `records` counts by data set; a resumed run keeps the larger count of the two.
+
+    `model_revision` is the commit of a model from the hub; `data` says the same of the benchmark's data.
+    """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     limited = cfg.test or cfg.limit is not None
     counts = {name: {"records": len(found), "limited": limited} for name, found in records.items()}
@@ -129,10 +229,13 @@ def run_record(
         "window": window,
         "seed": cfg.options.seed,
         "datasets": counts,
+        "data": get_task(cfg.task).data_source(cfg.options),
+        "model_revision": model_revision,
         "versions": {"python": platform.python_version(), **_package_versions()},
         "device": (before or {}).get("device"),
         "git_revision": git_revision(),
         "processes": processes,
+        "generation": (before or {}).get("generation"),
         "started": (before or {}).get("started", now),
         "resumed": now if before else None,
     }

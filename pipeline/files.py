@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from tasks.errors import UserError
+from tasks.reading import read_regular
 
 # Windows knows neither; its symbolic links need rights that users do not have.
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -88,19 +89,9 @@ def encoded(text: str) -> bytes:
     return text.encode("utf-8", errors="backslashreplace")
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a regular file. Raises `UserError`."""
-    try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{str(path)!r} is no regular file")
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
-
-
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises `UserError` if it is unreadable or broken; NaN and infinity are no JSON."""
-    data = read_bytes(path)
+    data = read_regular(path)
     try:
         return json.loads(data, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and deep nesting

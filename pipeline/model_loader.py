@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from models import hub
 from pipeline.config import ExperimentConfig
 from pipeline.distributed import Workers
 from tasks.errors import UserError
@@ -29,6 +33,92 @@ ENGINE_KEYS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a run has when its model may be loaded: nothing that can be known without the weights speaks against it.
+
+    config: the model's. window: W in tokens. device: the one that the model goes to, or prefers where it is placed on
+    several. local: whether its weights lie on this machine already, in a folder.
+    """
+
+    config: PreTrainedConfig
+    window: int
+    device: torch.device
+    dtype: torch.dtype
+    local: bool
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of a model from the hub."""
+        found = getattr(self.config, "_commit_hash", None)
+        return None if found is None else str(found)
+
+
+def check_request(cfg: ExperimentConfig) -> None:
+    """Raise `UserError` for what cannot be, whatever the model is: method, parameters, reach, implementation, device.
+
+    What needs the window waits for `check_start` where the configuration leaves it to the model.
+    """
+    from models.DPI.loading import check_options
+
+    check_method(cfg, cfg.options.ori_max_position_embeddings)
+    with _mistakes():
+        check_options(**_options(cfg, None))
+
+
+def check_start(cfg: ExperimentConfig, device: str | None = None) -> Start:
+    """What a run of this configuration begins with, its model's configuration read, without weights.
+
+    device: of this process where several share a machine, see `Workers.device`. Raises `UserError` for all that would
+    keep the run from its first record, but for faults of the weights themselves.
+    """
+    from models.DPI.loading import check_attention, check_options, window_of
+    from models.DPI.methods import build_method
+    from models.DPI.patches.Llama import check_config
+
+    check_request(cfg)
+    with _mistakes():
+        found, dtype = check_options(**_options(cfg, device))
+    source = resolve_model(cfg.model)
+    config = read_model_config(cfg.model, trust_remote_code=cfg.trust_remote_code)
+    window = cfg.options.ori_max_position_embeddings
+    if window is None:
+        window = _friendly(cfg.model, lambda: window_of(config))
+    check_method(cfg, window)
+    method = build_method(cfg.method, cfg.params)
+    with _mistakes(f"the model {cfg.model!r}: "):
+        check_config(config, method)
+    if cfg.attn_impl != "auto":
+        with _mistakes():
+            check_attention(config, method, window, cfg.attn_impl, found, dtype)
+    return Start(config, window, found, dtype, local=Path(source.folder).is_dir())
+
+
+def check_method(cfg: ExperimentConfig, window: int | None) -> None:
+    """Raise `UserError` for an unknown method, a wrong parameter, or a target that is out of reach or within W.
+
+    Without a window only the method's name and its parameters are checked.
+    """
+    from models.DPI.methods import build_method
+
+    target = cfg.options.max_pe
+    with _mistakes():
+        method = build_method(cfg.method, cfg.params, window, target if window is not None else None)
+    if window is not None and method.extends and target < window:
+        raise UserError(
+            f"max_pe = {target} is below the window of {window} tokens, where {cfg.method} has nothing to extend; "
+            "raise max_pe, or lower ori_max_position_embeddings (method = 'repro_original' runs as it is)"
+        )
+
+
+def check_tensor_parallel(experiments: Sequence[ExperimentConfig]) -> bool:
+    """Whether the experiments of a run hold pieces of one model. Raises `UserError` where some do and some do not."""
+    found = {cfg.tp_plan is not None for cfg in experiments}
+    if len(found) > 1:
+        raise UserError("tp_plan must be given for all experiments of a run or for none")
+    return found == {True}
+
+
 def read_model_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The model's configuration; no weights are read. Raises `UserError`."""
     from transformers import AutoConfig
@@ -47,7 +137,7 @@ def read_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
 
 def _read(model: str, kind: Any, trust_remote_code: bool) -> Any:
     """What one of transformers' Auto classes reads of a model."""
-    source = _resolve(model)
+    source = resolve_model(model)
     # False and not left out: transformers then asks, and a "y" on standard input would run a model's own Python.
     return _friendly(
         model,
@@ -55,46 +145,24 @@ def _read(model: str, kind: Any, trust_remote_code: bool) -> Any:
     )
 
 
-def _resolve(model: str) -> Source:
-    """Where a model is. A name that is none is the user's mistake, which needs no traceback."""
+def resolve_model(model: str) -> Source:
+    """Where a model is. Raises `UserError`: a name that is none is the user's mistake, which needs no traceback."""
     from models.DPI.loading import resolve
 
-    try:
+    with _mistakes():
         return resolve(model)
-    except ValueError as error:
-        raise UserError(_said(model, error)) from None
 
 
-def resolve_window(cfg: ExperimentConfig) -> int:
-    """W: what the configuration says, else the model's own."""
-    if cfg.options.ori_max_position_embeddings is not None:
-        return cfg.options.ori_max_position_embeddings
-    from models.DPI.loading import window_of
-
-    config = read_model_config(cfg.model, trust_remote_code=cfg.trust_remote_code)
-    return _friendly(cfg.model, lambda: window_of(config))
-
-
-def resolve_dtype(cfg: ExperimentConfig) -> torch.dtype:
-    """The type of the model's numbers: what the configuration says, else the default of its device."""
-    from models.DPI.loading import DTYPES, default_dtype
-
-    if cfg.dtype is not None:
-        return DTYPES[cfg.dtype]
-    return _friendly(cfg.model, lambda: default_dtype(cfg.device))
-
-
-def check_method(cfg: ExperimentConfig, window: int | None) -> None:
-    """Raise `UserError` for an unknown method, a wrong parameter, or a target that the method cannot reach.
-
-    Without a window only the method's name and its parameters are checked.
-    """
-    from models.DPI.dpi import validate_method
-
-    try:
-        validate_method(cfg.method, cfg.params, window, cfg.options.max_pe if window is not None else None)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+def _options(cfg: ExperimentConfig, device: str | None) -> dict[str, Any]:
+    """What `models.DPI.loading.check_options` and `get_model_and_tokenizer` both take. device: as for `check_start`."""
+    placed = cfg.device_map is not None or cfg.tp_plan is not None  # which then say where the model goes
+    return {
+        "dtype": cfg.dtype,
+        "device": cfg.device or (None if placed else device),
+        "attn_impl": cfg.attn_impl,
+        "device_map": cfg.device_map,
+        "tp_plan": cfg.tp_plan,
+    }
 
 
 class EngineLoader:
@@ -119,8 +187,9 @@ class EngineLoader:
         from models.DPI.dpi import get_model_and_tokenizer
         from pipeline.engine import ModelEngine
 
+        device = self._workers.device()
+        check_start(cfg, device)  # what the user can mend is said as it is, and not as a fault of the model's files
         logger.info("loading %s with %s", cfg.model, cfg.method)
-        placed = cfg.device_map is not None or cfg.tp_plan is not None  # which then say where the model goes
         model, tokenizer = _friendly(
             cfg.model,
             lambda: get_model_and_tokenizer(
@@ -129,17 +198,22 @@ class EngineLoader:
                 cfg.method,
                 cfg.params,
                 cfg.options.ori_max_position_embeddings,
-                dtype=cfg.dtype,
-                device=cfg.device or (None if placed else self._workers.device()),
                 target_length=cfg.options.max_pe,
-                attn_impl=cfg.attn_impl,
-                device_map=cfg.device_map,
-                tp_plan=cfg.tp_plan,
                 seed=cfg.options.seed,
                 trust_remote_code=cfg.trust_remote_code,
+                **_options(cfg, device),
             ),
         )
         return ModelEngine(model, tokenizer)
+
+
+@contextlib.contextmanager
+def _mistakes(before: str = "") -> Iterator[None]:
+    """A `ValueError` of our own checks, which names key, value and bound, as a `UserError` without a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{before}{error}") from None
 
 
 def _friendly(model: str, load: Callable[[], T]) -> T:
@@ -150,6 +224,9 @@ def _friendly(model: str, load: Callable[[], T]) -> T:
     try:
         return load()
     except Exception as error:
+        if isinstance(error, OSError) and resolve_model(model).options.get("local_files_only"):
+            said = f"{hub.silence()}, and the cache does not have all of it"
+            raise UserError(f"cannot load the model {model!r}: {said}") from None
         raise UserError(_said(model, error)) from error
 
 

@@ -7,8 +7,6 @@ that fails is written down with its error and the run goes on; a rerun tries onl
 from __future__ import annotations
 
 import itertools
-import logging
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +15,14 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from pipeline import store
+from pipeline.batches import Batches, BatchSize, predict
 from pipeline.config import ExperimentConfig
-from pipeline.text import printable
-from tasks.base import Engine, Line, Record, Task
+from tasks.base import Engine, GenerationTask, Line, Record, Task
 from tasks.errors import UserError
 from tasks.options import Options
 
 if TYPE_CHECKING:
     from pipeline.distributed import Workers
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,13 +35,12 @@ class Outcome:
 
 
 def select_datasets(task: Task, cfg: ExperimentConfig) -> list[str]:
-    """The data sets of a run: `cfg.tasks`, or the task's own; the first one for a quick run (`test`)."""
+    """The data sets that a configuration asks for: `cfg.tasks`, or the task's own."""
     known = task.known_datasets()
     for name in cfg.tasks:
         if name not in known:
             raise UserError(f"unknown data set {name!r} of {task.name}; it has {', '.join(known)}")
-    chosen = list(dict.fromkeys(cfg.tasks)) or task.datasets()
-    return chosen[:1] if cfg.test else chosen
+    return list(dict.fromkeys(cfg.tasks)) or task.datasets()
 
 
 def select_records(task: Task, cfg: ExperimentConfig, dataset: str) -> list[Record]:
@@ -67,10 +62,12 @@ def run_records(
     folder: Path,
     records: Mapping[str, list[Record]],
     workers: Workers,
+    batch_size: BatchSize = 1,
 ) -> dict[str, Outcome]:
     """Predict every record that has no prediction yet, and bring the prediction files into order.
 
-    `get_engine` loads the model; it is called at most once, and only where this process has work.
+    `get_engine` loads the model; it is called at most once, and only where this process has work. batch_size: of
+    records that are generated together, see `pipeline.batches`; benchmarks of another kind go one by one.
     """
     if workers.is_main:
         for dataset, wanted in records.items():
@@ -80,6 +77,7 @@ def run_records(
     workers.barrier()
     total = sum(len(wanted) for wanted in todo.values())
     engine = get_engine() if total else None
+    batches = Batches(task, engine, batch_size) if engine is not None and isinstance(task, GenerationTask) else None
     with tqdm(total=total, desc=task.name, unit="record", disable=not workers.is_main) as bar:
         progress = _Progress(bar)
         for dataset, wanted in todo.items():
@@ -91,8 +89,7 @@ def run_records(
                 else store.prediction_file(folder, dataset)
             )
             with store.Appender(path if workers.writes else None) as appender:
-                for record in wanted:
-                    line = predict_one(task, engine, options, dataset, record)
+                for line in predict(task, engine, options, dataset, wanted, batches):
                     appender.write(line)
                     progress.add(dataset, line)
     workers.barrier()
@@ -108,33 +105,6 @@ def _pending(folder: Path, dataset: str, wanted: list[Record], workers: Workers)
     done = {line["id"] for line in lines if not store.is_failed(line)}
     mine = itertools.islice(wanted, workers.index, None, workers.count)
     return [record for record in mine if record["id"] not in done]
-
-
-def predict_one(task: Task, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
-    """The line of one record; if the task fails on it, a line with `error` in place of a prediction."""
-    try:
-        line = {"id": record["id"], **task.predict(engine, options, dataset, record)}
-        store.dump_line(line)  # what cannot stand in a file is the record's failure, not the run's end
-        return line
-    except UserError:
-        raise
-    except Exception as error:
-        said = printable(f"record {record['id']} failed: {type(error).__name__}: {error}", keep="\n\t")
-        logger.error("%s, %s", dataset, said)
-        logger.debug("%s", printable(traceback.format_exc(), keep="\n\t"))
-        free_memory()
-        return {"id": record["id"], "error": f"{type(error).__name__}: {error}"}
-
-
-def free_memory() -> None:
-    """Give the GPU's cached memory back, so that the record after one that ran out of memory has it all."""
-    import torch
-
-    try:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    except RuntimeError as error:  # the record's own error is the one to keep
-        logger.warning("the GPU's memory could not be given back: %s", error)
 
 
 def count(folder: Path, dataset: str, wanted: list[Record]) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pipeline.config import ExperimentConfig, build_config, without_other_tasks
 from pipeline.shapes import check_line
 from tasks.base import Line, Task
 from tasks.errors import UserError
-from tasks.results import DETAIL_FILE
+from tasks.results import DETAIL_FILE, RESULT_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -22,16 +22,37 @@ SCORED_KEYS = ("model", "method", "params", "max_pe", "seed", "window")
 
 
 @dataclass(frozen=True)
+class DatasetProgress:
+    """How complete a data set's predictions are. records: as the run record has them; None where there is none."""
+
+    records: int | None
+    predicted: int
+    failed: int
+
+    def cells(self) -> tuple[str, str]:
+        """Records and failures in a table."""
+        return "-" if self.records is None else f"{self.records:,}", f"{self.failed:,}"
+
+
+@dataclass(frozen=True)
 class Progress:
     """How complete an experiment's predictions are, over all its data sets.
 
-    `limited` says that the run was cut short on purpose (`limit` or `test`).
+    `limited` says that the run was cut short on purpose (`limit` or `test`). `datasets` has what there are lines of,
+    and what the run record names; `absent` names the others that the benchmark would have.
     """
 
     predicted: int
     failed: int
     expected: int | None
     limited: bool
+    datasets: Mapping[str, DatasetProgress] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> int:
+        """Records without a line."""
+        return 0 if self.expected is None else max(self.expected - self.predicted - self.failed, 0)
 
     @property
     def complete(self) -> bool:
@@ -75,6 +96,12 @@ def score_experiment(folder: Path, task: Task) -> Progress:
     except store.MissingField as error:
         raise UserError(f"{error.place} lacks the field {error}, which {task.name} scores") from None
     progress = measure(run, lines)
+    if cfg is None or not cfg.test:
+        wanted = (cfg.tasks if cfg is not None else ()) or task.datasets()
+        # A scorer may know a foreign file by another name than its own.
+        there = {*lines, *(documents[RESULT_FILE] if isinstance(documents[RESULT_FILE], Mapping) else ())}
+        absent = tuple(name for name in wanted if name not in there) if len(wanted) > 1 else ()
+        progress = replace(progress, absent=absent)
     documents[DETAIL_FILE] = {**documents.get(DETAIL_FILE, {}), "run": _run_summary(run, cfg, progress)}
     for name, content in documents.items():
         store.write_json(folder / name, content)
@@ -125,11 +152,16 @@ def measure(run: Mapping[str, Any] | None, lines: Mapping[str, Sequence[Line]]) 
     """How complete predictions are, by the record counts in the run record."""
     failed = sum(store.is_failed(line) for found in lines.values() for line in found)
     predicted = sum(len(found) for found in lines.values()) - failed
+    counts = {} if run is None else run["datasets"]
+    datasets = {}
+    for name in dict.fromkeys([*lines, *counts]):
+        bad = sum(store.is_failed(line) for line in lines.get(name, ()))
+        records = counts[name]["records"] if name in counts else None
+        datasets[name] = DatasetProgress(records, len(lines.get(name, ())) - bad, bad)
     if run is None:
-        return Progress(predicted, failed, None, False)
-    counts = run["datasets"].values()
-    limited = any(entry["limited"] for entry in counts)
-    return Progress(predicted, failed, sum(entry["records"] for entry in counts), limited)
+        return Progress(predicted, failed, None, False, datasets)
+    limited = any(entry["limited"] for entry in counts.values())
+    return Progress(predicted, failed, sum(entry["records"] for entry in counts.values()), limited, datasets)
 
 
 def _run_summary(run: Mapping[str, Any] | None, cfg: ExperimentConfig | None, progress: Progress) -> dict[str, Any]:

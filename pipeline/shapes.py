@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from pipeline.config import describe
+from models.mistakes import complaints
 from tasks.base import Line
 from tasks.errors import UserError
 
@@ -45,6 +45,7 @@ class RunShape(_Shape):
     datasets: dict[str, DatasetCount] = Field(default_factory=dict)
     versions: dict[str, Any] = Field(default_factory=dict)
     device: str | None = None
+    data: dict[str, Any] | None = None
 
 
 class ScoredShape(_Shape):
@@ -100,5 +101,5 @@ def _check(shape: type[_Shape], content: Any, place: str, advice: str) -> None:
     try:
         shape.model_validate(content)
     except ValidationError as error:
-        said = describe(error)[0]
+        said = complaints(error)[0]
         raise UserError(f"{place}: {said if len(said) < 300 else said[:300] + ' ...'}; {advice}") from None

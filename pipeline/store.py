@@ -27,10 +27,11 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from pipeline.config import check_exp_name
-from pipeline.files import encoded, naming, open_to_write, read_bytes, read_json, replacing, write_json, write_text
+from pipeline.files import encoded, naming, open_to_write, read_json, replacing, write_json, write_text
 from pipeline.shapes import check_run
 from tasks.base import Line, Task
 from tasks.errors import UserError
+from tasks.reading import read_regular
 
 __all__ = [
     "Appender",
@@ -152,7 +153,7 @@ def read_lines(path: Path, *, repair: bool = False) -> list[Line]:
     no JSON object, and a cut last line without `repair`, raises `UserError` and leaves the file as it is. A line with
     a number that JSON does not have (NaN, infinity) is read as failed, so that its record runs again.
     """
-    data = read_bytes(path) if path.exists() or path.is_symlink() else b""
+    data = read_regular(path) if path.exists() or path.is_symlink() else b""
     lines: list[Line] = []
     position = 0
     for number, piece in enumerate(data.splitlines(keepends=True), start=1):

@@ -15,17 +15,22 @@ setting share the name, as their results lie in different folders.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.config import ExperimentConfig, TaskName, build_config, describe, did_you_mean, unknown_keys
+from models.mistakes import complaints, did_you_mean
+from pipeline.config import ExperimentConfig, TaskName, build_config, unknown_keys
 from tasks import get_task
 from tasks.errors import UserError
+from tasks.options import Positive
 
 if TYPE_CHECKING:
     from models.DPI.methods import Method
+
+
+MOST_EXPERIMENTS = 10_000
 
 
 def _methods() -> dict[str, type[Method]]:
@@ -52,8 +57,8 @@ class SweepModel(BaseModel):
 
     model: str
     name: str
-    windows: list[PositiveInt] = Field(min_length=1)
-    targets: list[PositiveInt] = Field(min_length=1)
+    windows: list[Positive] = Field(min_length=1)
+    targets: list[Positive] = Field(min_length=1)
 
 
 class Sweep(BaseModel):
@@ -73,17 +78,40 @@ def is_sweep(content: Mapping[str, Any]) -> bool:
     return "sweep" in content
 
 
-def expand(content: Mapping[str, Any], source: str) -> list[ExperimentConfig]:
-    """The experiments of a sweep file, those of one model and method behind each other. Raises `UserError`."""
+SET_BY_SWEEP = {
+    "model": "sweep.models",
+    "exp_name": "the names in sweep.models",
+    "method": "sweep.methods",
+    "task": "sweep.tasks, and sweep.task.<task> for a benchmark's keys",
+    "ori_max_position_embeddings": "windows in sweep.models",
+    "max_pe": "targets in sweep.models",
+    "params": "sweep.params.<method>",
+}
+"""Keys of an experiment that a sweep decides, and where."""
+
+
+def expand(content: Mapping[str, Any], source: str, overrides: Collection[str] = ()) -> list[ExperimentConfig]:
+    """The experiments of a sweep file, those of one model and method behind each other. Raises `UserError`.
+
+    overrides: keys of the content that the command line gave; they win over those of a benchmark's table.
+    """
+    if decided := [key for key in SET_BY_SWEEP if key in content]:
+        raise UserError(f"{source}: the sweep decides {decided[0]!r}; change {SET_BY_SWEEP[decided[0]]} instead")
     try:
         sweep = Sweep.model_validate(content["sweep"])
     except ValidationError as error:
-        raise UserError(f"{source}: sweep: {'; '.join(describe(error, Sweep.model_fields)[:3])}") from None
+        raise UserError(f"{source}: sweep: {'; '.join(complaints(error, Sweep.model_fields)[:3])}") from None
+    pairs = sum(len(model.windows) * len(model.targets) for model in sweep.models)
+    if (count := pairs * len(sweep.methods) * len(sweep.tasks)) > MOST_EXPERIMENTS:
+        raise UserError(f"{source}: sweep: {count:,} experiments are more than {MOST_EXPERIMENTS:,}; split the file")
     for name, keys in sweep.task.items():
-        if complaints := unknown_keys(get_task(name), keys):
-            raise UserError(f"{source}: sweep.task.{name}: {complaints[0]}")
+        if unknown := unknown_keys(get_task(name), keys):
+            raise UserError(f"{source}: sweep.task.{name}: {unknown[0]}")
     shared = {key: value for key, value in content.items() if key != "sweep"}
-    return [build_config({**shared, **keys}, f"{source}: {keys['exp_name']}") for keys in _combinations(sweep)]
+    forced = {key: value for key, value in shared.items() if key in overrides}
+    return [
+        build_config({**shared, **keys, **forced}, f"{source}: {keys['exp_name']}") for keys in _combinations(sweep)
+    ]
 
 
 def _combinations(sweep: Sweep) -> Iterator[dict[str, Any]]:
@@ -128,7 +156,10 @@ def select(experiments: Sequence[ExperimentConfig], only: Sequence[str]) -> list
     """
     for name in only:
         if not any(_matches(cfg, name) for cfg in experiments):
-            raise UserError(f"--only {name!r} matches no experiment; --dry-run lists them")
+            near = did_you_mean(
+                name, {known for cfg in experiments for known in (cfg.exp_name, f"{cfg.task}/{cfg.exp_name}")}
+            )
+            raise UserError(f"--only {name!r} matches no experiment{near or '; --dry-run lists them'}")
     return [cfg for cfg in experiments if not only or any(_matches(cfg, name) for name in only)]
 
 

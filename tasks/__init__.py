@@ -6,9 +6,9 @@ its task is asked for.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 
+from models.mistakes import did_you_mean
 from tasks.base import Task
 from tasks.errors import UserError
 
@@ -33,9 +33,7 @@ def canonical_task_name(name: str) -> str:
     """The name of a task with aliases resolved. Raises `UserError` for an unknown one, naming the nearest."""
     resolved = _ALIASES.get(name, name)
     if resolved not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"unknown task {name!r}{hint} (tasks: {', '.join(TASKS)})")
+        raise UserError(f"unknown task {name!r}{did_you_mean(name, TASKS)} (tasks: {', '.join(TASKS)})")
     return resolved
 
 

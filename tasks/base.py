@@ -1,9 +1,9 @@
 """The protocol between a benchmark and whoever runs it.
 
-A benchmark is one file in `tasks/` with one subclass of `Task`. It says which data sets and options it has, yields
-records, turns a record into a prompt, predicts one record with an `Engine`, scores prediction lines, and knows how its
-scores are tabled and drawn. It does not know where results lie, which records are done already, or how many processes
-share the work.
+A benchmark is one file in `tasks/` with one subclass of `Task`, or of `GenerationTask` where a prediction is text. It
+says which data sets and options it has, yields records, turns a record into a prompt, predicts one record with an
+`Engine`, scores prediction lines, and knows how its scores are tabled and drawn. It does not know where results lie,
+which records are done already, which are generated together, or how many processes share the work.
 
 Words used throughout:
 
@@ -15,9 +15,11 @@ line      what `predict` returns: one JSON object of the prediction file
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from typing_extensions import override
 
 from tasks.options import Options
 from tasks.results import RESULT_FILE, Experiment, Score, mean_of
@@ -29,6 +31,29 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a model is to continue: token ids as they are, and how long. It decodes greedily.
+
+    `stop_token_ids` end the text besides the model's own end tokens; none ends it before `min_new_tokens` tokens.
+    """
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    stop_token_ids: tuple[int, ...] = ()
+    min_new_tokens: int = 0
+
+    @property
+    def ending(self) -> tuple[int, tuple[int, ...], int]:
+        """All but the prompt: requests that are equal in it can be continued together."""
+        return self.max_new_tokens, self.stop_token_ids, self.min_new_tokens
+
+    @property
+    def most_tokens(self) -> int:
+        """Of the prompt and the longest continuation."""
+        return len(self.prompt) + self.max_new_tokens
 
 
 @dataclass(frozen=True)
@@ -50,18 +75,15 @@ class Engine(Protocol):
 
     tokenizer: PreTrainedTokenizerBase
 
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        max_new_tokens: int,
-        *,
-        stop_token_ids: Sequence[int] = (),
-        min_new_tokens: int = 0,
-    ) -> Generation:
-        """Greedy continuation of `prompt`: token ids as they are, or a text, tokenised with its special tokens.
+    def generate(self, requests: Sequence[Request]) -> list[Generation | FloatingPointError]:
+        """Continue each request as if it were alone. All must have the same `ending`.
 
-        `stop_token_ids` end the text besides the model's own end tokens. Several turns are several calls.
+        In place of a continuation whose logits are not finite stands the error.
         """
+        ...
+
+    def generation_settings(self) -> dict[str, Any]:
+        """How texts are decoded, as JSON values. `set_aside`: the model's own settings that would have changed them."""
         ...
 
     def token_losses(self, input_ids: Sequence[int], slice_tokens: int) -> Tensor:
@@ -69,6 +91,10 @@ class Engine(Protocol):
 
         slice_tokens: for how many tokens logits exist at a time; it changes no number.
         """
+        ...
+
+    def batch_tokens(self) -> int | None:
+        """Tokens of a batch, padding and continuations included, that the GPU's free memory holds; None off a GPU."""
         ...
 
 
@@ -102,14 +128,23 @@ class Task(ABC):
 
     @abstractmethod
     def records(self, options: Any, dataset: str) -> Iterable[Record]:
-        """The records of one data set in their order, each with its `id`. Raises `UserError` where data are missing.
+        """The records of one data set in their order, each with its `id`. Raises `UserError` where data are missing,
+        `AbsentDataError` where the folder of data has only others.
 
         options: an instance of `Options`, here and below. How many records are wanted is not this method's business.
         """
 
+    def data_source(self, options: Any) -> dict[str, str] | None:
+        """`repository` and `revision`, a commit, of data from the hub; None where data do not come from there."""
+        return None
+
     @abstractmethod
     def prompt(self, options: Any, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Token ids of the (first) prompt of a record, exactly as `predict` feeds them."""
+
+    def most_new_tokens(self, options: Any, dataset: str) -> int:
+        """The most tokens that the model generates for a record; 0 where it generates none."""
+        return 0
 
     def whole_text(self, dataset: str, record: Record) -> str | None:
         """The prompt's text before anything is cut and without chat template; None where there is no such text."""
@@ -150,3 +185,37 @@ class Task(ABC):
         from tasks.pictures.scores import draw_scores
 
         return draw_scores(self, experiments)
+
+
+Dialogue = Generator[Request, Generation, Line]
+"""One record on its way: yields what the model is to continue, takes each continuation, and returns the line."""
+
+
+class GenerationTask(Task):
+    """A benchmark whose prediction is what the model says. Its records can be generated in batches."""
+
+    @abstractmethod
+    def dialogue(self, options: Any, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase) -> Dialogue:
+        """Predict one record, with a `yield` wherever the model speaks; the line is as `predict` describes it.
+
+        Several turns are several requests.
+        """
+
+    @override
+    def prompt(self, options: Any, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        return list(next(self.dialogue(options, dataset, record, tokenizer)).prompt)
+
+    @override
+    def predict(self, engine: Engine, options: Any, dataset: str, record: Record) -> Line:
+        """A record by itself. The runner takes `dialogue`."""
+        dialogue = self.dialogue(options, dataset, record, engine.tokenizer)
+        request = next(dialogue)
+        while True:
+            (found,) = engine.generate([request])
+            if isinstance(found, FloatingPointError):
+                raise found
+            try:
+                request = dialogue.send(found)
+            except StopIteration as end:
+                line: Line = end.value
+                return line

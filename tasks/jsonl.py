@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from tasks.errors import UserError
+from models import hub
+from models.mistakes import requirement
+from tasks.errors import AbsentDataError, UserError
+from tasks.options import Options
+from tasks.reading import lines_of, open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +41,8 @@ def read_rows(path: Path, required: Sequence[str]) -> list[Row]:
     shape than in `SHAPES`.
     """
     try:
-        with path.open("rb") as file:
-            return list(_parse(file, str(path), required))
+        with open_regular(path) as file:
+            return list(_parse(lines_of(file, str(path)), str(path), required))
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
 
@@ -50,32 +55,46 @@ def read_zipped_rows(archive: Path, name: str, required: Sequence[str]) -> list[
             if member is None:
                 raise UserError(f"{str(archive)!r} holds no {name!r}")
             with content.open(member) as file:
-                return list(_parse(file, f"{archive}:{member}", required))
-    except (OSError, zipfile.BadZipFile) as error:
+                source = f"{archive}:{member}"
+                return list(_parse(lines_of(file, source), source, required))
+    except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:  # also one with a password
         raise UserError(f"cannot read {str(archive)!r}: {error}; remove it to download it again") from None
 
 
 def find_in_folder(folder: Path, name: str, subfolders: Sequence[str]) -> Path:
-    """The file of that name in a folder or in the first of its subfolders that has it. Raises `UserError`."""
+    """The file of that name in a folder or in the first of its subfolders that has it.
+
+    Raises `AbsentDataError` where none has it, `UserError` where there is no such folder.
+    """
     candidates = [folder / name, *(folder / subfolder / name for subfolder in subfolders)]
-    found = next((path for path in candidates if path.is_file()), None)
+    found = next((path for path in candidates if path.exists() and not path.is_dir()), None)
     if found is None:
-        raise UserError(f"data_dir has no {name!r}: looked for {', '.join(str(path) for path in candidates)}")
+        if not folder.is_dir():
+            raise UserError(f"data_dir = {str(folder)!r} is no folder")
+        raise AbsentDataError(f"data_dir has no {name!r}: looked for {', '.join(str(path) for path in candidates)}")
     return found
 
 
-def hub_file(repository: str, name: str) -> Path:
+def hub_file(repository: str, name: str, options: Options) -> Path:
     """A file of a data set repository on the hub, downloaded or from the cache. Raises `UserError`."""
-    from huggingface_hub import hf_hub_download
-
     try:
-        return Path(hf_hub_download(repository, name, repo_type="dataset"))
-    except OSError as error:  # the hub's own errors are among them
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"cannot get {name!r} of the data set {repository!r} from the hub ({reason});"
-            " set data_dir to a folder with the benchmark's jsonl files"
-        ) from None
+        return hub.file_of_dataset(repository, name, hub.commit_of_dataset(repository, options.data_revision))
+    except OSError as error:
+        raise _not_from_hub(f"{name!r} of the data set {repository!r}", error) from None
+
+
+def hub_source(repository: str, options: Options) -> dict[str, str] | None:
+    """Repository and commit of the hub's data, None where `data_dir` has them instead. Raises `UserError`."""
+    if options.data_dir is not None:
+        return None
+    try:
+        return {"repository": repository, "revision": hub.commit_of_dataset(repository, options.data_revision)}
+    except OSError as error:
+        raise _not_from_hub(f"the data set {repository!r}", error) from None
+
+
+def _not_from_hub(what: str, error: OSError) -> UserError:
+    return UserError(f"cannot get {what} from the hub: {error}; set data_dir to a folder with the benchmark's files")
 
 
 def _parse(lines: Iterable[bytes], source: str, required: Sequence[str]) -> Iterator[Row]:
@@ -107,4 +126,4 @@ def _check(row: Row, place: str) -> None:
             first = error.errors()[0]
             where = ".".join([name, *map(str, first["loc"])])
             said = repr(first["input"])
-            raise UserError(f"{place}: {where} = {said[:100]}: {first['msg']}") from None
+            raise UserError(f"{place}: {where} = {said[:100]}: {requirement(first)}") from None

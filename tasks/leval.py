@@ -15,13 +15,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import Field
 from typing_extensions import override
 
-from tasks.base import Engine, Line, Record, Task
+from tasks.base import Dialogue, GenerationTask, Line, Record, Request
 from tasks.chat import chat_ids, has_llama2_template
 from tasks.errors import UserError
-from tasks.jsonl import find_in_folder, hub_file, read_rows
+from tasks.jsonl import find_in_folder, hub_file, hub_source, read_rows
 from tasks.leval_scores import DatasetScore, score_dataset
+from tasks.metrics.exact_match import SearchedPart
 from tasks.metrics.summary import average
 from tasks.options import Options
 from tasks.results import DETAIL_FILE, RESULT_FILE, Score, detailed
@@ -111,7 +113,15 @@ def fit_document(document: str, tokenizer: PreTrainedTokenizerBase, limit: int, 
     return document
 
 
-class LEval(Task):
+class LEvalOptions(Options):
+    """How answers are scored."""
+
+    may_change: ClassVar[frozenset[str]] = frozenset({"exact_match"})
+
+    exact_match: SearchedPart = Field("whole", description="part of a prediction searched for an answer in words")
+
+
+class LEval(GenerationTask):
     """L-Eval. One record per instruction, in the order of the documents."""
 
     name: ClassVar[str] = "leval"
@@ -119,6 +129,7 @@ class LEval(Task):
     folder: ClassVar[str] = "le/pred"
     prefix: ClassVar[str] = "le"
     scores_foreign: ClassVar[bool] = True
+    Options = LEvalOptions
 
     @override
     def datasets(self) -> list[str]:
@@ -129,12 +140,12 @@ class LEval(Task):
         return [*CLOSED_ENDED, *OPEN_ENDED]
 
     @override
-    def records(self, options: Options, dataset: str) -> Iterable[Record]:
+    def records(self, options: LEvalOptions, dataset: str) -> Iterable[Record]:
         name = f"{dataset}.jsonl"
         if options.data_dir is not None:
             path = find_in_folder(options.data_dir, name, _SUBFOLDERS)
         else:
-            path = hub_file(REPOSITORY, f"LEval/{'Exam' if dataset in CLOSED_ENDED else 'Generation'}/{name}")
+            path = hub_file(REPOSITORY, f"LEval/{'Exam' if dataset in CLOSED_ENDED else 'Generation'}/{name}", options)
         for number, row in enumerate(read_rows(path, FIELDS)):
             if row["evaluation"] not in EVALUATIONS:
                 continue
@@ -152,8 +163,12 @@ class LEval(Task):
                 }
 
     @override
-    def prompt(self, options: Options, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        return self._prompt(options, dataset, record, tokenizer)[0]
+    def data_source(self, options: LEvalOptions) -> dict[str, str] | None:
+        return hub_source(REPOSITORY, options)
+
+    @override
+    def most_new_tokens(self, options: LEvalOptions, dataset: str) -> int:
+        return max_new_tokens(options) * (2 if dataset == "sci_fi" else 1)
 
     @override
     def whole_text(self, dataset: str, record: Record) -> str | None:
@@ -163,10 +178,12 @@ class LEval(Task):
         return build_prompt(dataset, record["document"], record["instruction"], record["reference"]).text
 
     @override
-    def predict(self, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
-        tokenizer, room = engine.tokenizer, max_new_tokens(options)
+    def dialogue(
+        self, options: LEvalOptions, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
+    ) -> Dialogue:
+        room = max_new_tokens(options)
         ids, shown = self._prompt(options, dataset, record, tokenizer)
-        generation = engine.generate(ids, room)
+        generation = yield Request(ids, room)
         line = {
             "query": record["instruction"],
             "gt": record["reference"],
@@ -178,13 +195,13 @@ class LEval(Task):
             "turn": record["turn"],
         }
         if dataset == "sci_fi":
-            fact = engine.generate(_fact_ids(options, record, tokenizer), room)
+            fact = yield Request(_fact_ids(options, record, tokenizer), room)
             line["pred"] += f" [fact: {fact.text}]"
             line["final_len_fact"] = fact.total_tokens
         return line
 
     def _prompt(
-        self, options: Options, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
+        self, options: LEvalOptions, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[list[int], str]:
         """Token ids of a prompt, and its text with the document left out."""
         limit = options.max_pe - max_new_tokens(options) - PROMPT_ROOM
@@ -197,8 +214,9 @@ class LEval(Task):
         return _prompt_ids(options, dataset, prompt, tokenizer), shown.text
 
     @override
-    def score(self, options: Options | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
+    def score(self, options: LEvalOptions | None, lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
         """`result_detail.json` also has the official scorer's metrics, and the parts that some scores are means of."""
+        searched = "whole" if options is None else options.exact_match
         found: dict[str, DatasetScore] = {}
         for stem, its_lines in lines.items():
             # L-Eval's own prediction files are called <dataset>.pred.jsonl.
@@ -207,7 +225,7 @@ class LEval(Task):
                 raise UserError(f"{dataset!r} is no data set of leval ({', '.join(CLOSED_ENDED + OPEN_ENDED)})")
             scored = [line for line in its_lines if line.get("evaluation") in EVALUATIONS]
             if scored:
-                found[dataset] = score_dataset(dataset, scored)
+                found[dataset] = score_dataset(dataset, scored, searched)
         averages = {
             kind: asdict(average([found[name].score for name in named]))
             for kind, names in (("closed_ended", CLOSED_ENDED), ("open_ended", OPEN_ENDED))
@@ -216,6 +234,7 @@ class LEval(Task):
         detail = {
             "datasets": {dataset: asdict(its.score) for dataset, its in found.items()},
             "average": averages,
+            "exact_match": searched,
             "parts": {
                 dataset: {name: asdict(part) for name, part in its.parts.items()}
                 for dataset, its in found.items()

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from tasks.errors import UserError
 from tasks.metrics import extract
 from tasks.metrics.bootstrap import bootstrap_stderr
-from tasks.metrics.exact_match import exact_match
+from tasks.metrics.exact_match import SearchedPart, exact_match
 from tasks.metrics.rouge import rouge_1_2_l
 from tasks.metrics.summary import in_percent, summarise
 from tasks.metrics.token_f1 import qa_f1
 from tasks.results import Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pair = tuple[str, str]
 """What is compared: the answer found in a prediction, and the reference."""
@@ -37,20 +37,20 @@ class DatasetScore:
     parts: dict[str, Score] = field(default_factory=dict)
 
 
-def score_dataset(dataset: str, lines: Sequence[Mapping[str, Any]]) -> DatasetScore:
-    """Score one data set's prediction lines. Raises `UserError` where one lacks a field."""
+def score_dataset(dataset: str, lines: Sequence[Mapping[str, Any]], searched: SearchedPart = "whole") -> DatasetScore:
+    """Score one data set's prediction lines. searched: see `exact_match`. Raises `UserError` for a missing field."""
     key = _prediction_key(dataset, lines)
     try:
         predictions = [(str(line[key]), str(line["gt"])) for line in lines]
     except KeyError as error:
         raise UserError(f"{dataset!r}: a prediction has no {error}") from None
     if dataset == "topic_retrieval_longchat":
-        return _topic_retrieval(predictions, lines)
+        return _topic_retrieval(predictions, lines, searched)
     if dataset == "sci_fi":
-        return _science_fiction(predictions)
+        return _science_fiction(predictions, searched)
     kind = lines[0]["evaluation"]
     if kind == "exam":
-        return _exam([_closed_ended_pair(dataset, *pair) for pair in predictions])
+        return _exam([_closed_ended_pair(dataset, *pair) for pair in predictions], searched)
     return _f1(predictions) if kind == "f1" else _rouge(predictions)
 
 
@@ -74,8 +74,8 @@ def _closed_ended_pair(dataset: str, prediction: str, reference: str) -> Pair:
     return prediction, reference
 
 
-def _exam(pairs: Sequence[Pair]) -> DatasetScore:
-    score = summarise([exact_match(*pair) for pair in pairs])
+def _exam(pairs: Sequence[Pair], searched: SearchedPart) -> DatasetScore:
+    score = summarise([exact_match(*pair, searched) for pair in pairs])
     return _metrics({"exact_match": score.score}, pairs, score)
 
 
@@ -89,6 +89,8 @@ def _rouge(pairs: Sequence[Pair]) -> DatasetScore:
     values = [rouge_1_2_l(*pair) for pair in pairs]
     means = [_mean(column) for column in zip(*values, strict=True)]
     named = {f"rouge/{name}": 100 * mean for name, mean in zip(("rouge1", "rouge2", "rougeL"), means, strict=True)}
+    import torch  # as in `tasks.metrics.bootstrap`
+
     mean = float(_geometric_mean(torch.tensor([means], dtype=torch.float64)))
     stderr = bootstrap_stderr(values, _geometric_mean)
     # No record has a mark of its own: what one adds to the score varies as much as the standard error says.
@@ -96,29 +98,29 @@ def _rouge(pairs: Sequence[Pair]) -> DatasetScore:
     return _metrics({**named, "rouge/geometric_mean": 100 * mean}, pairs, score)
 
 
-def _topic_retrieval(pairs: Sequence[Pair], lines: Sequence[Mapping[str, Any]]) -> DatasetScore:
+def _topic_retrieval(pairs: Sequence[Pair], lines: Sequence[Mapping[str, Any]], searched: SearchedPart) -> DatasetScore:
     """Exact match of the first, second and third topic, and their mean."""
     # Files of other programs do not say which question a line answers, but hold all three in order.
     turns = [line.get("turn", number % TURNS) for number, line in enumerate(lines)]
     parts = {
-        f"first {turn + 1} sentence retrieval score": _exam(chosen)
+        f"first {turn + 1} sentence retrieval score": _exam(chosen, searched)
         for turn in range(TURNS)
         if (chosen := [pair for pair, its_turn in zip(pairs, turns, strict=True) if its_turn == turn])
     }
-    return _mean_of_parts(parts, [exact_match(*pair) for pair in pairs])
+    return _mean_of_parts(parts, [exact_match(*pair, searched) for pair in pairs])
 
 
-def _science_fiction(predictions: Sequence[Pair]) -> DatasetScore:
+def _science_fiction(predictions: Sequence[Pair], searched: SearchedPart) -> DatasetScore:
     """Exact match by the document ("loyalty") and by the world ("fact"), and their mean."""
     both = [
         tuple(zip(extract.judgement_answer(prediction), extract.judgement_reference(reference), strict=True))
         for prediction, reference in predictions
     ]
     parts = {
-        "loyalty score": _exam([pair[0] for pair in both]),
-        "fact score": _exam([pair[1] for pair in both]),
+        "loyalty score": _exam([pair[0] for pair in both], searched),
+        "fact score": _exam([pair[1] for pair in both], searched),
     }
-    values = [(exact_match(*loyalty) + exact_match(*fact)) / 2 for loyalty, fact in both]
+    values = [(exact_match(*loyalty, searched) + exact_match(*fact, searched)) / 2 for loyalty, fact in both]
     return _mean_of_parts(parts, values)
 
 

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
-from tasks.base import Engine, Line, Record, Task
+from tasks.base import Dialogue, GenerationTask, Line, Record, Request
 from tasks.chat import chat_ids
 from tasks.errors import UserError
-from tasks.jsonl import find_in_folder, hub_file, read_rows, read_zipped_rows
+from tasks.jsonl import find_in_folder, hub_file, hub_source, read_rows, read_zipped_rows
 from tasks.metrics.classification import classification
 from tasks.metrics.code_similarity import code_similarity
 from tasks.metrics.numbers import count_score, retrieval_score
@@ -110,7 +110,7 @@ def record_score(dataset: str, line: Mapping[str, Any]) -> float:
     return max(scores, default=0.0)
 
 
-class LongBench(Task):
+class LongBench(GenerationTask):
     """The 21 tasks. `LongBenchE` has the same prompts and other records."""
 
     name: ClassVar[str] = "longbench"
@@ -136,30 +136,32 @@ class LongBench(Task):
         if options.data_dir is not None:
             rows = read_rows(find_in_folder(options.data_dir, name, ("data",)), FIELDS)
         else:
-            rows = read_zipped_rows(hub_file(REPOSITORY, "data.zip"), name, FIELDS)
+            rows = read_zipped_rows(hub_file(REPOSITORY, "data.zip", options), name, FIELDS)
         for index, row in enumerate(rows):
             # The number keeps ids apart where a file repeats one.
             identity = f"{index:04d}-{row['_id']}" if row.get("_id") else f"{index:04d}"
             yield {"all_classes": None, **row, "id": identity}
 
     @override
-    def prompt(self, options: Options, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        return self._prompt(options, dataset, record, tokenizer)[0]
+    def data_source(self, options: Options) -> dict[str, str] | None:
+        return hub_source(REPOSITORY, options)
+
+    @override
+    def most_new_tokens(self, options: Options, dataset: str) -> int:
+        return max_new_tokens(options, dataset)
 
     @override
     def whole_text(self, dataset: str, record: Record) -> str:
         return official_prompt(dataset, record)
 
     @override
-    def predict(self, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
-        ids, prompt_len = self._prompt(options, dataset, record, engine.tokenizer)
-        stop: list[int] = []
+    def dialogue(self, options: Options, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase) -> Dialogue:
+        ids, prompt_len = self._prompt(options, dataset, record, tokenizer)
+        stop: tuple[int, ...] = ()
         if dataset == "samsum":
             # Models go on with dialogues of their own: the official code ends at a newline, after one token at least.
-            stop = [engine.tokenizer.encode("\n", add_special_tokens=False)[-1]]
-        generation = engine.generate(
-            ids, max_new_tokens(options, dataset), stop_token_ids=stop, min_new_tokens=1 if stop else 0
-        )
+            stop = (tokenizer.encode("\n", add_special_tokens=False)[-1],)
+        generation = yield Request(ids, max_new_tokens(options, dataset), stop, min_new_tokens=1 if stop else 0)
         return {
             "pred": generation.text,
             "answers": record["answers"],

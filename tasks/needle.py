@@ -22,11 +22,11 @@ from pydantic import Field, field_validator, model_validator
 from typing_extensions import override
 
 from tasks import needle_prompts as prompts
-from tasks.base import Engine, Line, Record, Task
+from tasks.base import Dialogue, GenerationTask, Line, Record, Request
 from tasks.chat import chat_ids
 from tasks.errors import UserError
 from tasks.metrics.summary import proportion
-from tasks.options import Options, Positive
+from tasks.options import MAX_COUNT, Options, Positive
 from tasks.results import DETAIL_FILE, RESULT_FILE, Experiment, Score, detailed
 
 if TYPE_CHECKING:
@@ -38,7 +38,11 @@ logger = logging.getLogger(__name__)
 MAX_NEW_TOKENS = 48
 """Room for the longer of the two answers and some words before it, where the configuration does not say."""
 
-Thousands = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+MOST_RECORDS = 100_000
+"""Of one run: 16 depths of 300 lengths, 20 times each."""
+
+Depths = Annotated[int, Field(gt=0, le=1000, strict=True)]
+Thousands = Annotated[float, Field(ge=0.001, le=MAX_COUNT / 1000, allow_inf_nan=False)]
 
 
 class NeedleOptions(Options):
@@ -51,7 +55,7 @@ class NeedleOptions(Options):
     haystack: Literal["passkey", "essays"] = Field("passkey", description="garbage text, or essays in data_dir")
     needle: Literal["auto", "passkey", "sandwich"] = Field("auto", description="auto: the haystack's published one")
     lengths: tuple[Thousands, ...] = Field((), description="these lengths instead, thousands of tokens")
-    depths: Positive = Field(16, description="places of the needle, evenly spread, the last at the end")
+    depths: Depths = Field(16, description="places of the needle, evenly spread, the last at the end")
 
     @field_validator("min_k", "max_k", "gap", "lengths", mode="before")
     @classmethod
@@ -70,7 +74,7 @@ class NeedleOptions(Options):
         return self
 
 
-class HiddenAnswer(Task):
+class HiddenAnswer(GenerationTask):
     """A benchmark that hides an answer and looks for it in the prediction: `needle` and `passkey_retrieval`."""
 
     folder: ClassVar[str] = "needle/pred"
@@ -81,9 +85,13 @@ class HiddenAnswer(Task):
         return [self.name]
 
     @override
-    def predict(self, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
-        ids = self.prompt(options, dataset, record, engine.tokenizer)
-        generation = engine.generate(ids, options.max_new_tokens or MAX_NEW_TOKENS)
+    def most_new_tokens(self, options: Options, dataset: str) -> int:
+        return options.max_new_tokens or MAX_NEW_TOKENS
+
+    @override
+    def dialogue(self, options: Options, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase) -> Dialogue:
+        ids = self.prompt(options, dataset, record, tokenizer)
+        generation = yield Request(ids, options.max_new_tokens or MAX_NEW_TOKENS)
         kept = ("context_length", "depth_percent", "answer")
         return {
             **{key: record[key] for key in kept if key in record},
@@ -103,7 +111,13 @@ class NeedleTask(HiddenAnswer):
 
     @override
     def records(self, options: NeedleOptions, dataset: str) -> Iterable[Record]:
-        for length in prompt_lengths(options):
+        lengths = prompt_lengths(options)
+        if (count := len(lengths) * options.depths * options.times) > MOST_RECORDS:
+            raise UserError(
+                f"{len(lengths)} lengths x depths = {options.depths} x times = {options.times} are {count:,} records,"
+                f" more than {MOST_RECORDS:,}; raise gap (or give fewer lengths), or lower depths or times"
+            )
+        for length in lengths:
             for depth in prompts.depths(options.depths):
                 for trial in range(options.times):
                     identity = f"{length}-{100 * depth:g}-{trial}"
@@ -173,7 +187,13 @@ def prompt_lengths(options: NeedleOptions) -> list[int]:
     else:
         longest = room / 1000 if options.max_k is None else options.max_k
         steps = math.floor((longest - options.min_k) / options.gap + 1e-9)  # 1.2 - 0.2 is not 10 times 0.1
-        lengths = [round(1000 * (options.min_k + step * options.gap)) for step in range(steps + 1)]
+        if steps >= MOST_RECORDS:
+            raise UserError(
+                f"gap = {options.gap:g} makes {steps + 1:,} lengths from min_k = {options.min_k:g} to {longest:g}, more"
+                f" than {MOST_RECORDS:,}; raise it"
+            )
+        # Each once: a step of one token may round to none.
+        lengths = sorted({round(1000 * (options.min_k + step * options.gap)) for step in range(steps + 1)})
     if not lengths or lengths[-1] > options.max_pe:
         most = lengths[-1] if lengths else round(1000 * options.min_k)
         raise UserError(

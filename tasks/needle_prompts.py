@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from tasks.errors import UserError
+from tasks.reading import read_text
 
 HaystackName = Literal["passkey", "essays"]
 NeedleName = Literal["passkey", "sandwich"]
@@ -43,6 +44,9 @@ def depths(count: int = 16) -> tuple[float, ...]:
     """Depths of the needle, fractions of the haystack that come before it: 16 in ChunkLlama's and the paper's test."""
     return tuple(i / count for i in range(1, count + 1))
 
+
+DOUBLINGS = 8
+"""Of four characters a token, until a prompt must be too long: 512 are more than any tokenizer joins in one."""
 
 Tokenise = Callable[[str], list[int]]
 
@@ -84,7 +88,7 @@ def read_essays(folder: Path) -> str:
     files = sorted(folder.glob("*.txt")) if folder.is_dir() else []
     if not files:
         raise UserError(f"data_dir {str(folder)!r} has no *.txt files; the essays haystack is a folder of them")
-    return "\n\n".join(file.read_text(encoding="utf-8", errors="replace").strip() for file in files)
+    return "\n\n".join(read_text(file).strip() for file in files)
 
 
 def passkey_prompt(n_garbage: int, depth: float, needle: Needle) -> str:
@@ -127,19 +131,25 @@ def fit_prompt(length: int, depth: float, needle: Needle, essays: str | None, to
 
     `tokenise` turns the whole text into what the model is fed. The number of haystack characters is searched by
     bisection; where no number gives the exact length (a character may cost two tokens), the longest prompt that
-    is not longer is taken. Raises `UserError` if the wording alone is longer than `length`.
+    is not longer is taken. Raises `UserError` if the wording alone is longer than `length`, and where the prompt stays
+    short however long the haystack is, as under a chat template that leaves the message out.
     """
     shortest = tokenise(build_prompt(0, depth, needle, essays))
     if len(shortest) > length:
         raise UserError(f"a needle prompt of {length} tokens is impossible: its wording alone has {len(shortest)}")
     best, low, high = shortest, 0, 0
     guess = 4 * (length - len(shortest)) + 16
-    while high == 0:  # grow until the prompt is too long
+    for _ in range(DOUBLINGS):  # grow until the prompt is too long
         ids = tokenise(build_prompt(guess, depth, needle, essays))
-        if len(ids) <= length:
-            best, low, guess = ids, guess, guess * 2
-        else:
+        if len(ids) > length:
             high = guess
+            break
+        best, low, guess = ids, guess, guess * 2
+    else:
+        raise UserError(
+            f"a needle prompt of {length} tokens is impossible: with {low:,} characters of haystack it has {len(best)};"
+            " the model's chat template seems to leave text out (chat = 'none' goes without it)"
+        )
     while len(best) < length and high - low > 1:
         # The density of tokens is nearly constant, so interpolation lands close; bisection guards the ends.
         share = (length - len(best)) / max(1, len(ids) - len(best))

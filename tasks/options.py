@@ -7,11 +7,13 @@ window. A TOML file holds them side by side with those that say how a run is mad
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Positive = Annotated[int, Field(gt=0, strict=True)]
+MAX_COUNT = 100_000_000
+"""Of tokens, characters, trials or records: far beyond any model, and still within memory."""
+Positive = Annotated[int, Field(gt=0, le=MAX_COUNT, strict=True)]
 
 
 class Options(BaseModel):
@@ -20,15 +22,27 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     may_change: ClassVar[frozenset[str]] = frozenset()
-    """Keys that bound memory and change no prediction: they may differ between two runs of one experiment."""
+    """Keys that change no prediction, but memory or scores: they may differ between two runs of one experiment."""
 
     max_pe: Positive = Field(description="target length in tokens")
     ori_max_position_embeddings: Positive | None = Field(None, description="the window; None: the model's own")
     data_dir: Path | None = Field(None, description="folder with the benchmark's data; None: from the hub")
+    data_revision: str | None = Field(
+        None, min_length=1, description="commit, tag or branch of the hub's data; None: the newest"
+    )
     seed: Annotated[int, Field(ge=0, strict=True)] = Field(42, description="of what is drawn, noise included")
     system_prompt: str | None = Field(None, description="system prompt of chat templates; None: no system prompt")
     chat: Literal["auto", "none"] = Field("auto", description="auto: the tokenizer's chat template, if it has one")
     max_new_tokens: Positive | None = Field(None, description="None: the benchmark's own")
+
+    @model_validator(mode="after")
+    def _room(self) -> Self:
+        if self.max_new_tokens is not None and self.max_new_tokens >= self.max_pe:
+            raise ValueError(
+                f"max_new_tokens = {self.max_new_tokens} leaves no room for a prompt within max_pe = {self.max_pe};"
+                " lower it"
+            )
+        return self
 
     @field_validator("data_dir")
     @classmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 from typing_extensions import override
@@ -19,7 +19,7 @@ from tasks import needle_prompts as prompts
 from tasks.base import Line, Record
 from tasks.chat import chat_ids
 from tasks.metrics.summary import proportion
-from tasks.needle import HiddenAnswer, contains
+from tasks.needle import MOST_RECORDS, HiddenAnswer, contains
 from tasks.options import Options, Positive
 from tasks.results import DETAIL_FILE, RESULT_FILE, Score, detailed
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class PasskeyOptions(Options):
     """Trials, and how much text hides the key."""
 
-    times: Positive = Field(20, description="trials")
+    times: Annotated[Positive, Field(le=MOST_RECORDS)] = Field(20, description="trials")
     n_garbage: Positive | None = Field(None, description="characters of garbage")
 
     @model_validator(mode="after")

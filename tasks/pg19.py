@@ -29,10 +29,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
+from models import hub
 from tasks.base import Engine, Line, Record, Task
 from tasks.errors import UserError
+from tasks.jsonl import hub_source
 from tasks.metrics.intervals import student
 from tasks.options import Options, Positive
+from tasks.reading import read_text
 from tasks.results import DETAIL_FILE, RESULT_FILE, Experiment, Score, detailed
 
 if TYPE_CHECKING:
@@ -76,7 +79,7 @@ class PG19(Task):
         """Texts of `data_dir` (`*.txt`, sorted by name; the id is the file's stem), or of the hub's test split."""
         folder = options.data_dir
         if folder is None:
-            yield from _hub_records()
+            yield from _hub_records(options)
             return
         files = sorted(folder.glob("*.txt")) if folder.is_dir() else []
         if not files:
@@ -85,10 +88,14 @@ class PG19(Task):
             yield {"id": file.stem, "path": file}
 
     @override
+    def data_source(self, options: PG19Options) -> dict[str, str] | None:
+        return hub_source(HUB_REPOSITORY, options)
+
+    @override
     def prompt(
         self, options: PG19Options, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
     ) -> list[int]:
-        text = record["text"] if "text" in record else record["path"].read_text(encoding="utf-8", errors="replace")
+        text = record["text"] if "text" in record else read_text(record["path"])
         return list(tokenizer(text)["input_ids"])[: options.max_pe]
 
     @override
@@ -190,13 +197,16 @@ def _exp(mean_loss: float) -> float:
     return math.exp(min(mean_loss, 700.0))
 
 
-def _hub_records() -> Iterable[Record]:
+def _hub_records(options: PG19Options) -> Iterable[Record]:
     from datasets import load_dataset
 
+    source = hub_source(HUB_REPOSITORY, options)
+    assert source is not None
     try:
-        books = load_dataset(HUB_REPOSITORY, split=HUB_SPLIT)
-    except Exception as error:  # the hub's errors have no common class
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        folder = hub.folder_of_dataset(HUB_REPOSITORY, source["revision"])
+        books = load_dataset(str(folder), split=HUB_SPLIT)
+    except Exception as error:  # those of `datasets` have no common class
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(
             f"cannot load {HUB_REPOSITORY!r} from the hub ({reason}); give data_dir, a folder of *.txt files"
         ) from None

@@ -26,7 +26,7 @@ from models.DPI.methods import METHODS, Method, Rope
 from models.DPI.methods.base import factor_for, one_band, reach_of_factor
 from pipeline import report, store
 from tasks import TASKS, get_task
-from tasks.base import Engine, Line, Record, Task
+from tasks.base import Engine, Generation, Line, Record, Request, Task
 from tasks.errors import UserError
 from tasks.options import Options, Positive
 from tasks.results import DETAIL_FILE, RESULT_FILE, Score, detailed
@@ -94,7 +94,8 @@ class Copying(Task):
     def predict(self, engine: Engine, options: CopyingOptions, dataset: str, record: Record) -> Line:
         ids = self.prompt(options, dataset, record, engine.tokenizer)
         probability = float(engine.token_losses(ids, 64).neg().mean().exp())
-        generation = engine.generate(ids, 1)
+        (generation,) = engine.generate([Request(ids, 1)])
+        assert isinstance(generation, Generation)
         return {
             "pred": generation.text,
             "probability": probability,

@@ -92,7 +92,7 @@ def test_the_graph_sees_every_kind_of_import() -> None:
     assert names == {"a.b", "c.d.e", "h.i", "h.j"}
     assert arrows(names, ["a", "a.b", "c.d", "h", "h.i"]) == {"a.b", "c.d", "h.i", "h"}
     found = graph()
-    assert {"pipeline.sweep", "pipeline.dry_run", "tasks.errors"} <= found["pred"], "at the top and in functions"
+    assert {"pipeline.sweep", "pipeline.dry_run", "pipeline.config"} <= found["pred"], "at the top and in functions"
     assert "models.DPI.methods" in found["tasks.pictures.style"]
 
 
@@ -147,7 +147,11 @@ def test_importing_styles_and_labels_leaves_the_backend() -> None:
         ("import pred, eval, collect_results", ["torch", "matplotlib", "transformers", "datasets"]),
         (
             "import tasks; [tasks.get_task(name) for name in tasks.task_names()]",
-            ["matplotlib", "transformers", "datasets"],
+            ["torch", "matplotlib", "transformers", "datasets"],
+        ),
+        (
+            "import pred, eval, collect_results; pred.details(), eval.details(), collect_results.details()",
+            ["torch", "matplotlib", "transformers", "datasets"],
         ),
     ],
 )

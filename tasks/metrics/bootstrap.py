@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RESAMPLES = 1000
 SEED = 0
@@ -20,6 +21,8 @@ def bootstrap_stderr(
     `scores` has one number, or one row of k numbers, per record. `statistic` maps the means of all resamples,
     (RESAMPLES, k), to one number each, (RESAMPLES,).
     """
+    import torch  # which takes seconds, and only scores need it
+
     values = torch.tensor(scores, dtype=torch.float64)
     if len(values) < 2:
         return None

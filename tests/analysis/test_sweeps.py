@@ -7,7 +7,15 @@ import torch
 from matplotlib.colors import to_hex
 
 from analysis.study import Subject, study_of
-from analysis.sweeps import Setting, chunk_settings, draw, group_settings, local_window_settings, sweep
+from analysis.sweeps import (
+    Setting,
+    chunk_settings,
+    draw,
+    group_settings,
+    local_window_settings,
+    sweep,
+    window_settings,
+)
 from models.DPI.methods import build_method
 from models.DPI.methods.selfextend import SelfExtend
 
@@ -17,8 +25,20 @@ from models.DPI.methods.selfextend import SelfExtend
 def test_every_setting_is_valid_and_reaches_its_target(window: int, target: float) -> None:
     length = int(target * window)
     settings = local_window_settings(window) + chunk_settings(window) + group_settings(window, length)
-    for method, _, _, params in settings:
-        build_method(method, params, window, length)
+    for setting in settings + window_settings(window, length):
+        build_method(setting.method, setting.params, setting.window or window, length)
+
+
+def test_a_window_that_a_method_is_told_changes_what_it_does_and_not_where_losses_count() -> None:
+    subject = Subject(study_of("tiny"))
+    text = "".join(f"Paragraph {number} tells of a ship that left. " for number in range(300))
+    found = sweep(subject, [text], 700, [Setting("repro_se", "line", 0.5, {"group_size": 4, "window_size": 128}, 384)])
+    model = subject.put("repro_se", {"group_size": 4, "window_size": 128}, 700, 384)
+    (ids,) = subject.tokens([text], 700)
+    with torch.no_grad():
+        log_probabilities = model(ids).logits[0].double().log_softmax(-1)
+    losses = [-float(log_probabilities[t - 1, ids[0, t]]) for t in range(512, 700)]
+    assert found["loss"].item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 def test_a_loss_is_the_mean_over_texts_of_what_lies_beyond_the_window() -> None:

@@ -43,11 +43,15 @@ def test_task_spellings(name: str, resolved: str) -> None:
         ({"task": "pg19", "times": 3}, "it belongs to tasks needle and passkey_retrieval, not pg19"),
         ({"tims": 3}, "unknown key 'tims'; did you mean 'times'?"),
         ({"exp_nam": 3}, "unknown key 'exp_nam'; did you mean 'exp_name'?"),
-        ({"max_pe": "16k"}, "max_pe = '16k'"),
-        ({"max_pe": 0}, "max_pe = 0"),
-        ({"max_pe": 16384.0}, "max_pe = 16384.0"),
-        ({"max_pe": True}, "max_pe = True"),
-        ({"test": "yes"}, "test = 'yes'"),
+        ({"max_pe": "16k"}, "max_pe = '16k': must be a whole number"),
+        ({"max_pe": 0}, "max_pe = 0: must be greater than 0"),
+        ({"max_pe": 16384.0}, "max_pe = 16384.0: must be a whole number"),
+        ({"max_pe": True}, "max_pe = True: must be a whole number"),
+        ({"test": "yes"}, "test = 'yes': must be true or false"),
+        ({"system_prompt": 3}, "system_prompt = 3: must be a text"),
+        ({"device_map": 3}, "device_map = 3: must be a text or a table"),
+        ({"tasks": "qasper"}, "tasks = 'qasper': must be a list"),
+        ({"chat": "yes"}, "chat = 'yes': must be 'auto' or 'none'"),
         ({"limit": -1}, "limit = -1"),
         ({"gap": 0}, "gap = 0"),
         ({"gap": "4"}, "gap"),
@@ -59,8 +63,8 @@ def test_task_spellings(name: str, resolved: str) -> None:
         ({"haystack": "hay"}, "haystack = 'hay'"),
         ({"dtype": "int8"}, "dtype = 'int8'"),
         ({"device_map": "auto", "tp_plan": "auto"}, "exclude each other"),
-        ({"params": 3}, "params = 3"),
-        ({"model": ""}, "model"),
+        ({"params": 3}, "params = 3: must be a table"),
+        ({"model": ""}, "model = '': must not be empty"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_key(keys: dict[str, Any], said: str) -> None:
@@ -113,12 +117,20 @@ def test_overrides_are_toml_or_strings_and_reach_into_params() -> None:
     assert content["params"] == {"chunk_coe": 3000, "local_window": 128}, "the original stays as it is"
 
 
+def test_an_override_reaches_as_deep_as_it_says() -> None:
+    content = {"sweep": {"task": {"needle": {"times": 3}}}}
+    assert apply_overrides(content, ["sweep.task.needle.times=1", "sweep.params.dpi.local_window=8"]) == {
+        "sweep": {"task": {"needle": {"times": 1}}, "params": {"dpi": {"local_window": 8}}}
+    }
+    assert content["sweep"]["task"]["needle"]["times"] == 3, "the original stays as it is"
+
+
 def test_whole_params_can_be_replaced() -> None:
     result = apply_overrides({**BASE, "params": {"chunk_coe": 1}}, ["params={factor = 4}"])
     assert result["params"] == {"factor": 4}
 
 
-@pytest.mark.parametrize("override", ["x", "=3", "a.b.c=1", "params x=1"])
+@pytest.mark.parametrize("override", ["x", "=3", "a..c=1", "a.=1", "params x=1"])
 def test_malformed_overrides(override: str) -> None:
     with pytest.raises(UserError, match="--set"):
         apply_overrides(BASE, [override])
@@ -188,3 +200,14 @@ def test_an_option_may_not_be_a_key_of_every_run(monkeypatch: pytest.MonkeyPatch
     content = {"model": "m", "exp_name": "e", "method": "repro_original", "task": "pg19", "max_pe": 8192, "limit": 3}
     with pytest.raises(TypeError, match=r"the options of task 'pg19' have 'limit', a key of every run"):
         build_config(content, "file")
+
+
+@pytest.mark.parametrize("value", [0, -3, True, 2.0, "many", "4", None, [4]])
+def test_a_batch_size_is_a_number_of_records_or_auto(value: object) -> None:
+    with pytest.raises(UserError, match="must be a number of records, 1 or more, or 'auto'"):
+        config(batch_size=value)
+    assert (config().batch_size, config(batch_size=7).batch_size, config(batch_size="auto").batch_size) == (
+        1,
+        7,
+        "auto",
+    )

@@ -1,6 +1,8 @@
 import pytest
+import torch
 
-from pipeline.distributed import Workers
+from pipeline import distributed
+from pipeline.distributed import Workers, threads_for
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,29 @@ def test_each_process_of_a_machine_has_its_own_gpu(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     assert Workers().device() == "cuda:5"
+
+
+@pytest.mark.parametrize(
+    ("processes", "cores", "wanted", "threads"),
+    [(1, 2, 2, 2), (2, 2, 2, 1), (1, 2, 64, 2), (2, 16, 16, 8), (2, 16, 1, 1), (8, 2, 2, 1), (3, 8, 8, 2)],
+)
+def test_processes_take_no_more_threads_than_there_are_cores(
+    processes: int, cores: int, wanted: int, threads: int
+) -> None:
+    assert threads_for(processes, cores, wanted) == threads
+
+
+def test_two_processes_on_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(distributed, "cores", lambda: 6)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    try:
+        torch.set_num_threads(6)
+        distributed.share_cores()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_there_is_a_core() -> None:
+    assert distributed.cores() >= 1

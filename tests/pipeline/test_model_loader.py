@@ -8,33 +8,76 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from models.DPI import dpi
-from models.DPI.loading import default_dtype
+from models.DPI.loading import check_attention, default_dtype
+from models.DPI.methods import build_method
 from pipeline.config import ExperimentConfig
 from pipeline.distributed import Workers
 from pipeline.dry_run import count_prompts
-from pipeline.model_loader import EngineLoader, read_model_config, resolve_dtype, resolve_window
+from pipeline.experiment import read_records
+from pipeline.model_loader import EngineLoader, check_start, read_model_config
+from tasks import get_task
 from tasks.errors import UserError
 from tests.pipeline.small import config, save_model
+
+TINY = {"model": "tiny", "method": "repro_original"}
 
 
 @pytest.mark.parametrize(
     ("keys", "dtype"),
     [
         ({"device": "cpu"}, torch.float32),
-        ({"device": "cuda:0"}, torch.bfloat16),
-        ({"device": "mps"}, torch.float32),
-        ({"device": "cuda", "dtype": "fp32"}, torch.float32),
         ({"device": "cpu", "dtype": "fp16"}, torch.float16),
+        ({"device_map": "cpu", "dtype": "bf16"}, torch.bfloat16),
         ({}, default_dtype(None)),
     ],
 )
 def test_the_dtype_is_the_loaders(keys: dict[str, str], dtype: torch.dtype) -> None:
-    assert resolve_dtype(config(**keys)) == dtype
+    assert check_start(config(**TINY, **keys)).dtype == dtype
 
 
-def test_a_device_that_nobody_knows_is_one_line() -> None:
-    with pytest.raises(UserError, match="device is 'gpu'"):
-        resolve_dtype(config(device="gpu"))
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "device": ({"device": "gpu"}, "device is 'gpu'; it must be cpu"),
+    "absent device": ({"device": "cuda:99"}, "device is 'cuda:99', but this machine has"),
+    "placed twice": ({"device": "cpu", "device_map": "auto"}, "device = 'cpu' goes with neither device_map"),
+    "device map": ({"device_map": "atuo"}, "device_map is 'atuo'; it must be one of auto"),
+    "absent place": ({"device_map": {"lm_head": 99}}, "device_map of 'lm_head': device is 'cuda:99'"),
+    "tp_plan": ({"tp_plan": "colwise"}, "tp_plan is 'colwise'; it must be 'auto'"),
+    "implementation": ({"attn_impl": "fast"}, "attn_impl is 'fast'; it must be one of auto"),
+    "unable": ({"attn_impl": "flash", "device": "cpu"}, "attn_impl = 'flash' cannot run here: it needs a CUDA device"),
+    "parameter": ({"params": {"x": 1}}, "unknown parameter 'x'"),
+    "below W": ({"method": "dpi", "max_pe": 511}, "max_pe = 511 is below the window of 512 tokens"),
+    "no room": ({"method": "dpi", "params": {"local_window": 512}}, "local_window = 512 must be smaller than"),
+    "reach": ({"method": "repro_ntk", "params": {"factor": 2}}, "reaches 1024 tokens from a window of 512"),
+    "model": ({"model": "./nowhere"}, "'./nowhere' is neither a folder"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG, ids=str)
+def test_what_the_user_can_mend_is_said_as_it_is(case: str) -> None:
+    """By the check before a run and by the loader, without a traceback, and not as a fault of the model's files."""
+    keys, said = WRONG[case]
+    for start in (check_start, EngineLoader(Workers())):
+        with pytest.raises(UserError) as error:
+            start(config(**{**TINY, **keys}))
+        assert said in str(error.value)
+        assert "cannot load" not in str(error.value)
+        assert error.value.__cause__ is None
+
+
+def test_within_the_window_only_a_method_that_extends_is_refused() -> None:
+    assert check_start(config(**TINY, max_pe=100)).window == 512
+    assert check_start(config(**{**TINY, "method": "dpi"}, max_pe=512)).window == 512
+
+
+def test_an_implementation_is_asked_about_the_model(folder: Path) -> None:
+    """Noise, which FlashAttention cannot add, is the method's; the size of a head is the model's."""
+    model = AutoConfig.from_pretrained(folder)
+    for params, said in (({"noise_type": "gaussian"}, "adds no noise|CUDA"), ({}, "CUDA")):
+        method = build_method("dpi", {"chunk_coe": 1, "local_window": 8, **params})
+        with pytest.raises(ValueError, match=said):
+            check_attention(model, method, 64, "flash", torch.device("cpu"), torch.bfloat16)
+    for name in ("sdpa", "reference", "auto"):
+        check_attention(model, build_method("repro_ntk", {"factor": 2}), 64, name, torch.device("cpu"), torch.float32)
 
 
 def test_an_engine_serves_the_next_experiment_with_the_same_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,13 +131,13 @@ def test_a_window_that_is_no_number_is_one_line(folder: Path, tmp_path: Path) ->
     path = tmp_path / "m/config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "max_position_embeddings": "many"}))
     with pytest.raises(UserError, match="cannot load the model") as error:
-        resolve_window(config(model=str(tmp_path / "m")))
+        check_start(config(model=str(tmp_path / "m")))
     assert error.value.__cause__ is not None
 
 
 def test_a_name_that_is_no_model_needs_no_traceback() -> None:
     with pytest.raises(UserError, match=r"'\./nowhere' is neither") as error:
-        resolve_window(config(model="./nowhere"))
+        check_start(config(model="./nowhere"))
     assert error.value.__cause__ is None
 
 
@@ -116,8 +159,9 @@ def test_the_configuration_says_whether_a_models_python_runs(
     monkeypatch.setattr(dpi, "get_model_and_tokenizer", spy(dpi.get_model_and_tokenizer))
     cfg = config(model=str(folder), device="cpu", trust_remote_code=True) if trusted else config(model=str(folder))
     read_model_config(cfg.model, trust_remote_code=cfg.trust_remote_code)
-    resolve_window(cfg)
-    count_prompts(cfg.model_copy(update={"limit": 1, "options": cfg.options.model_copy(update={"lengths": (0.2,)})}))
+    check_start(cfg)
+    few = cfg.model_copy(update={"limit": 1, "options": cfg.options.model_copy(update={"lengths": (0.2,)})})
+    count_prompts(few, read_records(get_task("needle"), few))
     EngineLoader(Workers())(cfg)
     assert len(told) >= 6
     assert set(told) == {trusted}

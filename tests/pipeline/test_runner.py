@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pipeline import store
 from pipeline.config import ExperimentConfig
-from pipeline.experiment import run_experiment
+from pipeline.experiment import read_records, run_experiment
 from pipeline.runner import Outcome, _pending, run_records, select_datasets, select_records
 from tasks.base import Engine, Line, Record
 from tasks.errors import UserError
@@ -85,7 +85,7 @@ def test_limit_test_and_tasks_choose_records(tmp_path: Path) -> None:
     task = FakeTask()
     assert [r["id"] for r in select_records(task, config(limit=2), "one")] == ["0", "1"]
     assert select_datasets(task, config(tasks=["three", "one", "three"])) == ["three", "one"]
-    assert select_datasets(task, config(test=True)) == ["one"]
+    assert list(read_records(task, config(test=True))) == ["one"]
     assert len(select_records(task, config(test=True, limit=4), "one")) == 1
     with pytest.raises(UserError, match="unknown data set 'four'"):
         select_datasets(task, config(tasks=["four"]))

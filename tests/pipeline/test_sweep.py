@@ -128,6 +128,30 @@ def test_mistakes_in_a_sweep_are_named(table: dict[str, Any], said: str) -> None
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "key", ["model", "exp_name", "method", "task", "ori_max_position_embeddings", "max_pe", "params"]
+)
+def test_a_key_that_the_sweep_decides_is_refused_and_not_ignored(key: str) -> None:
+    models = [{"model": "m", "name": "n", "windows": [8192], "targets": [16384]}]
+    content = {"sweep": {"methods": ["dpi"], "tasks": ["needle"], "models": models}}
+    for value in (3, {"x": 1}):
+        with pytest.raises(UserError, match=f"the sweep decides '{key}'; change .*sweep"):
+            sweep.expand({**content, key: value}, "s.toml")
+
+
+def test_the_command_line_wins_over_a_benchmarks_table() -> None:
+    models = [{"model": "m", "name": "n", "windows": [8192], "targets": [16384]}]
+    table = {"methods": ["dpi"], "tasks": ["needle"], "models": models, "task": {"needle": {"times": 20}}}
+    for keys, times in (((), 20), (("times",), 3)):
+        [cfg] = sweep.expand({"times": 3, "sweep": table}, "s.toml", keys)
+        assert cfg.flat()["times"] == times
+
+
+def test_a_name_that_matches_nothing_gets_the_nearest(paper: list[ExperimentConfig]) -> None:
+    with pytest.raises(UserError, match="did you mean 'dpi-llama2-7b-4k-to-16k'"):
+        sweep.select(paper, ["dpi-lama2-7b-4k-to-16k"])
+
+
 @pytest.mark.parametrize("path", sorted(EXPCFG.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_configuration_is_valid(path: Path) -> None:
     content = read_toml(path)

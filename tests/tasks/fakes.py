@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tasks import get_task
-from tasks.base import Generation
+from tasks.base import Generation, Request
 from tasks.options import Options
 
 LLAMA2_TEMPLATE = "{# [INST] <<SYS>> #}"
@@ -52,19 +52,21 @@ class FakeEngine:
     answer: Callable[[str], str]
     calls: list[Call] = field(default_factory=list)
 
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        max_new_tokens: int,
-        *,
-        stop_token_ids: Sequence[int] = (),
-        min_new_tokens: int = 0,
-    ) -> Generation:
-        ids = self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
+    def generate(self, requests: Sequence[Request]) -> list[Generation | FloatingPointError]:
+        return [self._generate(request) for request in requests]
+
+    def _generate(self, request: Request) -> Generation:
+        ids = list(request.prompt)
         text = str(self.tokenizer.decode(ids))
-        self.calls.append(Call(ids, text, max_new_tokens, tuple(stop_token_ids), min_new_tokens))
+        self.calls.append(Call(ids, text, *request.ending))
         answer = self.answer(text)
         return Generation(answer, len(ids), len(self.tokenizer(answer)["input_ids"]) - 1)
+
+    def batch_tokens(self) -> int | None:
+        return None
+
+    def generation_settings(self) -> dict[str, Any]:
+        return {}
 
     def token_losses(self, input_ids: Sequence[int], slice_tokens: int) -> Tensor:
         raise NotImplementedError

@@ -49,11 +49,13 @@ def prompt_text(dataset: str, tokenizer: PreTrainedTokenizerFast, **keys: object
     return str(tokenizer.decode(TASK.prompt(options("leval", **keys), dataset, record(), tokenizer)))
 
 
-def test_scores_are_those_of_the_official_scorer(shared_data: Path) -> None:
+@pytest.mark.parametrize("searched", ["whole", "first_line"])
+def test_scores_are_those_of_the_official_scorer(shared_data: Path, searched: str) -> None:
+    """Before and after 2023-10-09 alike: no published prediction has a second line with the answer."""
     folder = shared_data / "predictions" / "leval"
     expected = json.loads((folder / "expected.json").read_text())["files"]
     lines = predictions(folder / "exam_turbo-16k-0613", folder / "ngram_turbo-16k-0613")
-    documents = TASK.score(None, lines)
+    documents = TASK.score(options("leval", exact_match=searched), lines)
     assert len(expected) == len(documents["result.json"]) == 19
     for name, wanted in expected.items():
         dataset = name.split("/")[1].removesuffix(".pred.jsonl")
@@ -200,7 +202,7 @@ def test_one_record_per_instruction_of_documents_that_have_a_metric(tmp_path: Pa
 def test_folders_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
-    def remember(repository: str, name: str) -> Path:
+    def remember(repository: str, name: str, options: object) -> Path:
         asked.append((repository, name))
         return tmp_path / "any.jsonl"
 
@@ -274,6 +276,23 @@ def test_science_fiction_scores_document_and_world() -> None:
     stderr = bootstrap_stderr([100.0, 50.0, 0.0, 50.0])
     assert detail["datasets"]["sci_fi"]["stderr"] == pytest.approx(stderr, abs=1e-3)
     assert detail["datasets"]["sci_fi"]["interval"] == interval_of_marks([1.0, 0.5, 0.0, 0.5])
+
+
+def test_an_answer_in_a_later_line_counts_unless_the_old_scorer_is_asked_for() -> None:
+    lines = {
+        "topic_retrieval_longchat": [line("The topic:\nSun", "sun", turn=turn) for turn in range(3)],
+        "sci_fi": [line("true [fact: true]", "True [fact: True]")],
+        "codeU": [line("It prints\n3 x", "3 x")],
+    }
+    for chosen, searched, score in (
+        (None, "whole", 100.0),
+        (options("leval"), "whole", 100.0),
+        (options("leval", exact_match="first_line"), "first_line", 0.0),
+    ):
+        found = TASK.score(chosen, lines)
+        assert found["result.json"]["topic_retrieval_longchat"] == {"LEval_score": score}
+        assert found["result.json"]["sci_fi"] == found["result.json"]["codeU"] == {"LEval_score": 100.0}
+        assert found["result_detail.json"]["exact_match"] == searched
 
 
 def test_topics_by_turn_even_where_a_prediction_is_missing() -> None:

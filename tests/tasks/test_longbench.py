@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks import get_task, jsonl, longbench, longbench_e
+from tasks import get_task, longbench, longbench_e
 from tasks.base import Line, Record
 from tasks.errors import UserError
 from tasks.longbench import MAX_NEW_TOKENS, NO_CHAT_TEMPLATE, PROMPTS, cut_middle, official_prompt
@@ -165,7 +165,7 @@ def test_records_from_the_hubs_archive(tmp_path: Path, monkeypatch: pytest.Monke
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
         archive.writestr("data/qasper.jsonl", json.dumps(row(input="plain")))
         archive.writestr("data/qasper_e.jsonl", json.dumps(row(input="even")) + "\n")
-    monkeypatch.setattr(longbench, "hub_file", lambda repository, name: tmp_path / name)
+    monkeypatch.setattr(longbench, "hub_file", lambda repository, name, options: tmp_path / name)
     assert [record["input"] for record in TASK.records(options("longbench"), "qasper")] == ["plain"]
     assert [record["input"] for record in TASK_E.records(options("longbench_e"), "qasper")] == ["even"]
     with pytest.raises(UserError, match=r"holds no 'lcc\.jsonl'"):
@@ -173,14 +173,13 @@ def test_records_from_the_hubs_archive(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    def refuse(*arguments: object, **keys: object) -> None:
-        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    with pytest.raises(UserError, match=r"'THUDM/LongBench'.*no connection.*set data_dir"):
-        jsonl.hub_file(longbench.REPOSITORY, "data.zip")
+    monkeypatch.setattr("models.hub.silence", lambda: "the hub is gone")
+    said = r"'THUDM/LongBench'.*the hub is gone, and the cache does not have it; set data_dir"
+    with pytest.raises(UserError, match=said):
+        list(TASK.records(options("longbench", data_revision="0" * 40), "qasper"))
+    with pytest.raises(UserError, match=said):
+        TASK.data_source(options("longbench", data_revision="no-such-branch"))
+    assert TASK.data_source(options("longbench", data_dir="x")) is None
 
 
 def test_predict_fills_the_published_fields_and_stops_samsum_at_newlines() -> None:

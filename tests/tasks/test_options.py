@@ -7,18 +7,21 @@ from tasks import get_task, task_names
 from tasks.options import Options
 from tests.tasks.fakes import options
 
-SHARED = {"max_pe", "ori_max_position_embeddings", "data_dir", "seed", "system_prompt", "chat", "max_new_tokens"}
+SHARED = {
+    "max_pe", "ori_max_position_embeddings", "data_dir", "data_revision", "seed", "system_prompt", "chat",
+    "max_new_tokens",
+}  # fmt: skip
 OWN = {
     "needle": {"times", "min_k", "max_k", "gap", "haystack", "needle", "lengths", "depths"},
     "passkey_retrieval": {"times", "n_garbage"},
     "pg19": {"stride", "step"},
     "longbench": set(),
     "longbench_e": set(),
-    "leval": set(),
+    "leval": {"exact_match"},
 }
 VALUES = {
     "times": 3, "min_k": 1, "max_k": 2, "gap": 1, "haystack": "passkey", "needle": "sandwich", "lengths": [1],
-    "depths": 2, "n_garbage": 100, "stride": 5, "step": 5,
+    "depths": 2, "n_garbage": 100, "stride": 5, "step": 5, "exact_match": "first_line",
 }  # fmt: skip
 REQUIRED = {"passkey_retrieval": {"n_garbage": 700}}
 
@@ -50,6 +53,7 @@ def test_defaults_are_the_published_ones() -> None:
     }  # fmt: skip
     assert options("pg19").model_dump(include=OWN["pg19"]) == {"stride": 2000, "step": 1024}
     assert options("passkey_retrieval", n_garbage=7).model_dump(include=OWN["passkey_retrieval"])["times"] == 20
+    assert options("leval").model_dump(include=OWN["leval"]) == {"exact_match": "whole"}
 
 
 @pytest.mark.parametrize(
@@ -80,8 +84,14 @@ def test_defaults_are_the_published_ones() -> None:
         ("pg19", {"stride": 0}, "stride"),
         ("pg19", {"step": -1}, "step"),
         ("leval", {"chat": "always"}, "chat"),
+        ("leval", {"exact_match": "first"}, "exact_match Input should be 'whole' or 'first_line'"),
         ("longbench", {"seed": -1}, "seed"),
         ("longbench", {"max_new_tokens": 0}, "max_new_tokens"),
+        (
+            "longbench",
+            {"max_new_tokens": 4096},
+            "max_new_tokens = 4096 leaves no room for a prompt within",
+        ),
     ],
 )
 def test_mistakes_name_the_key(name: str, keys: dict[str, object], said: str) -> None:
@@ -96,7 +106,8 @@ def test_data_dir_may_lie_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) ->
     assert options("pg19", data_dir="~/books").data_dir == Path("/somewhere/books")
 
 
-def test_only_the_stride_of_perplexity_may_change_between_runs() -> None:
+def test_what_changes_no_prediction_may_change_between_runs() -> None:
     changing = {name: get_task(name).Options.may_change for name in task_names()}
     assert changing.pop("pg19") == {"stride"}
+    assert changing.pop("leval") == {"exact_match"}
     assert set(changing.values()) == {frozenset()}

@@ -2,6 +2,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from torch import Tensor
@@ -63,22 +64,32 @@ def test_books_are_the_folders_texts_by_name(books: Path) -> None:
         list(TASK.records(pg19_options(books / "none"), "pg19"))
 
 
-def test_books_come_from_the_hub_without_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+COMMIT = "c" * 40
+
+
+def test_books_come_from_the_hub_without_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = [{"short_book_title": "A Book", "text": "The grass"}, {"short_book_title": "A Book", "text": "The sky"}]
-    monkeypatch.setattr("datasets.load_dataset", lambda name, split: rows if split == "test" else None)
-    opts = pg19_options(None)
+    (tmp_path / "data").mkdir()
+    pandas.DataFrame(rows).to_parquet(tmp_path / "data/test-00000-of-00001.parquet")
+    asked: list[tuple[str, str]] = []
+
+    def folder(repository: str, revision: str) -> Path:
+        asked.append((repository, revision))
+        return tmp_path
+
+    monkeypatch.setattr("models.hub.folder_of_dataset", folder)
+    opts = pg19_options(None, data_revision=COMMIT)
     records = list(TASK.records(opts, "pg19"))
     assert [record["id"] for record in records] == ["000 A Book", "001 A Book"]
+    assert asked == [("emozilla/pg19-test", COMMIT)]
+    assert TASK.data_source(opts) == {"repository": "emozilla/pg19-test", "revision": COMMIT}
     assert TASK.prompt(opts, "pg19", records[1], TOKENIZER) == TOKENIZER("The sky")["input_ids"]
 
 
 def test_a_hub_out_of_reach_is_a_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(name: str, split: str) -> None:
-        raise ConnectionError("no\nroute")
-
-    monkeypatch.setattr("datasets.load_dataset", offline)
-    with pytest.raises(UserError, match=r"ConnectionError: no route.*data_dir"):
-        list(TASK.records(pg19_options(None), "pg19"))
+    monkeypatch.setattr("models.hub.silence", lambda: "the hub is gone")
+    with pytest.raises(UserError, match=r"the hub is gone, and the cache does not have it.*data_dir"):
+        list(TASK.records(pg19_options(None, data_revision=COMMIT), "pg19"))
 
 
 def test_prompt_is_cut_to_the_target(books: Path) -> None:

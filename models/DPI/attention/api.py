@@ -4,6 +4,7 @@
 """
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ def attend(
     plan: Plan,
     *,
     scaling: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     layer: int = 0,
     impl: str = "auto",
     need_weights: bool = False,
@@ -32,20 +35,24 @@ def attend(
     """Attention of un-rotated queries and keys over the plan's bands.
 
     q: (B, H, T, D), the last T tokens; k, v: (B, Hkv, N, D), un-rotated, H a multiple of Hkv.
-    scaling: factor on the logits. layer: its number, which the noise depends on.
+    scaling: factor on the logits. softcap: c, scaled logits x become c tanh(x / c) before noise is added, None if they
+    stay. sinks: (H,), a logit per head that joins each query's softmax and has no value. layer: its number, which the
+    noise depends on.
     impl: one of `IMPLEMENTATIONS`.
     need_weights: also return the probabilities (B, H, T, N); only `reference` has them.
     Returns (B, H, T, D), 0 where a query is padding, and the probabilities or None.
     Raises ValueError where the implementation asked for cannot run, saying why.
     """
-    need_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    backend = BACKENDS[choose(impl, q, plan, need_weights, need_gradients)]
+    given = [x for x in (q, k, v, sinks) if x is not None]
+    need_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    backend = BACKENDS[choose(impl, q, plan, need_weights, need_gradients, softcap is not None)]
+    softmax: dict[str, Any] = {"scaling": scaling, "softcap": softcap, "sinks": sinks}
     if backend.attend_one is not None and q.shape[2] == 1 and plan.rows:
-        return backend.attend_one(q, k, v, plan, scaling=scaling, layer=layer), None
+        return backend.attend_one(q, k, v, plan, **softmax, layer=layer), None
 
     def run(q: Tensor, k: Tensor, v: Tensor, number: int) -> tuple[Tensor, Tensor | None]:
         return backend.attend(
-            q, k, v, plan.rows[number], scaling=scaling, noise=plan.noise, layer=layer, need_weights=need_weights
+            q, k, v, plan.rows[number], **softmax, noise=plan.noise, layer=layer, need_weights=need_weights
         )
 
     if len(plan.rows) == 1 and plan.rows[0].length == k.shape[2] and plan.rows[0].first_query == 0:
@@ -68,15 +75,19 @@ def _rows(rows: tuple[int, ...]) -> slice | list[int]:
     return slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] + 1 == len(rows) else list(rows)
 
 
-def choose(impl: str, q: Tensor, plan: Plan, need_weights: bool = False, need_gradients: bool = False) -> str:
+def choose(
+    impl: str, q: Tensor, plan: Plan, need_weights: bool = False, need_gradients: bool = False, capped: bool = False
+) -> str:
     """The implementation that will run, by name.
 
-    need_gradients: a tensor requires them. Raises ValueError if `impl` cannot run, saying why.
+    need_gradients: a tensor requires them. capped: logits have a soft cap. Raises ValueError if `impl` cannot run,
+    saying why.
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"attn_impl is {impl!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")
+    needs = {"need_weights": need_weights, "need_gradients": need_gradients, "capped": capped}
     if impl != "auto":
-        why = BACKENDS[impl].why_not(q, plan, need_weights=need_weights, need_gradients=need_gradients)
+        why = BACKENDS[impl].why_not(q, plan, **needs)
         if why:
             raise ValueError(f"attn_impl = {impl!r} cannot run here: {why}. attn_impl = 'auto' lets one be chosen")
         return impl
@@ -84,7 +95,7 @@ def choose(impl: str, q: Tensor, plan: Plan, need_weights: bool = False, need_gr
     for name, backend in BACKENDS.items():
         if backend.by_name_only:
             continue
-        why = backend.why_not(q, plan, need_weights=need_weights, need_gradients=need_gradients)
+        why = backend.why_not(q, plan, **needs)
         if not why:
             _say(name, "; ".join(reasons))
             return name

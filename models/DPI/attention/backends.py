@@ -20,12 +20,13 @@ def _none(q: Tensor, plan: Plan) -> str | None:
 class Backend:
     """An implementation.
 
-    attend: (q, k, v, row, scaling=, noise=, layer=, need_weights=) for rows that share their padding, given without
-    it: q (B, H, T, D), k and v (B, Hkv, N, D) -> (B, H, T, D), and (B, H, T, N) or None.
+    attend: (q, k, v, row, scaling=, softcap=, sinks=, noise=, layer=, need_weights=) for rows that share their padding,
+    given without it: q (B, H, T, D), k and v (B, Hkv, N, D) -> (B, H, T, D), and (B, H, T, N) or None.
     obstacle: why it cannot run on queries and a plan, or None.
-    attend_one: (q, k, v, plan, scaling=, layer=) for a decoding step of the whole batch, padding included; None where
-    it goes row by row.
-    forms_weights: it has the probabilities. has_backward: gradients are right. by_name_only: `auto` leaves it out.
+    attend_one: (q, k, v, plan, scaling=, softcap=, sinks=, layer=) for a decoding step of the whole batch, padding
+    included; None where it goes row by row.
+    forms_weights: it has the probabilities. has_backward: gradients are right. caps: logits may have a soft cap.
+    by_name_only: `auto` leaves it out.
     """
 
     name: str
@@ -34,14 +35,19 @@ class Backend:
     attend_one: Callable[..., Tensor] | None = None
     forms_weights: bool = False
     has_backward: bool = True
+    caps: bool = True
     by_name_only: bool = False
 
-    def why_not(self, q: Tensor, plan: Plan, *, need_weights: bool, need_gradients: bool) -> str | None:
+    def why_not(
+        self, q: Tensor, plan: Plan, *, need_weights: bool, need_gradients: bool, capped: bool = False
+    ) -> str | None:
         """Why it cannot run, or None."""
         if need_weights and not self.forms_weights:
             return "it does not form the attention weights; only 'reference' does"
         if need_gradients and not self.has_backward:
             return "it has no backward pass, and a tensor requires gradients"
+        if capped and not self.caps:
+            return "it has no soft cap on logits, and the model has one"
         return self.obstacle(q, plan)
 
 
@@ -61,7 +67,7 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("triton", _triton, obstacle=triton.obstacle, attend_one=triton.attend_one, has_backward=False),
-        Backend("flash", _sdpa, obstacle=sdpa.flash_obstacle, by_name_only=True),
+        Backend("flash", _sdpa, obstacle=sdpa.flash_obstacle, caps=False, by_name_only=True),
         Backend("sdpa", _sdpa),
         Backend("reference", _reference, forms_weights=True),
     )

@@ -22,6 +22,8 @@ def attend(
     segments: Sequence[Segment],
     *,
     scaling: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     noise: Noise | None = None,
     layer: int = 0,
     need_weights: bool = False,
@@ -29,7 +31,7 @@ def attend(
     """Attention of un-rotated queries and keys over bands.
 
     q: (B, H, T, D), the last T of N tokens; k, v: (B, Hkv, N, D), H a multiple of Hkv.
-    segments: cover queries N - T ... N - 1.
+    segments: cover queries N - T ... N - 1. softcap, sinks: see `api.attend`.
     Returns (B, H, T, D) and, if asked for, the probabilities (B, H, T, N).
     """
     past = k.shape[2] - q.shape[2]
@@ -37,7 +39,9 @@ def attend(
     weights = q.new_zeros(*q.shape[:3], k.shape[2]) if need_weights else None
     for segment in segments:
         at = slice(segment.first - past, segment.last - past)
-        probabilities = probabilities_of(q[:, :, at], k, segment, scaling=scaling, noise=noise, layer=layer)
+        probabilities = probabilities_of(
+            q[:, :, at], k, segment, scaling=scaling, softcap=softcap, sinks=sinks, noise=noise, layer=layer
+        )
         out[:, :, at] = grouped_matmul(probabilities, v[:, :, : probabilities.shape[-1]])
         if weights is not None:
             weights[:, :, at, : probabilities.shape[-1]] = probabilities
@@ -50,13 +54,21 @@ def probabilities_of(
     segment: Segment,
     *,
     scaling: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     noise: Noise | None = None,
     layer: int = 0,
     rows: slice = slice(None),
 ) -> Tensor:
-    """Softmax over the union of a segment's bands, in q's dtype. See `masked_logits_of`."""
-    logits = masked_logits_of(q, k, segment, scaling=scaling, noise=noise, layer=layer, rows=rows)
-    return logits.softmax(-1).to(q.dtype)
+    """Softmax over the union of a segment's bands and the sinks, (B, H, T, n) in q's dtype, of the keys alone.
+
+    sinks: (H,), see `api.attend`. See `masked_logits_of`.
+    """
+    logits = masked_logits_of(q, k, segment, scaling=scaling, softcap=softcap, noise=noise, layer=layer, rows=rows)
+    if sinks is None:
+        return logits.softmax(-1).to(q.dtype)
+    columns = sinks.to(logits.dtype)[None, :, None, None].expand(*logits.shape[:3], 1)
+    return torch.cat((logits, columns), dim=-1).softmax(-1)[..., :-1].to(q.dtype)
 
 
 def masked_logits_of(
@@ -65,16 +77,19 @@ def masked_logits_of(
     segment: Segment,
     *,
     scaling: float,
+    softcap: float | None = None,
     noise: Noise | None = None,
     layer: int = 0,
     rows: slice = slice(None),
 ) -> Tensor:
-    """What the softmax gets: scaled logits with noise, -inf where a query does not see a key.
+    """What the softmax gets: scaled logits, capped, with noise, -inf where a query does not see a key.
 
     q: (B, H, T, D), those queries of the segment that `rows` picks; k: (B, Hkv, N, D), keys from 0 on.
     Returns (B, H, T, n), fp32 or wider, n the keys that these queries see at most.
     """
     logits, covered = logits_of(q, k, segment, scaling=scaling, rows=rows)
+    if softcap is not None:
+        logits = softcap * (logits / softcap).tanh()
     if noise is not None and segment.noise_std is not None:
         n = logits.shape[-1]
         queries = torch.arange(segment.first, segment.last)[rows].to(q.device)

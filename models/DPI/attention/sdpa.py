@@ -2,7 +2,8 @@
 
 For a block of queries each band splits into a part that all of them see whole, which a fused kernel computes
 without a mask, and a border where they differ, which is narrow and computed by the definition. The parts are
-merged by their log-sum-exp. With noise a block's logits are formed whole. The backward pass forms the logits again,
+merged by their log-sum-exp; a sink, a logit without a value, is one part more. With noise or a soft cap, which the
+kernels do not have, a block's logits are formed whole. The backward pass forms the logits again,
 block by block, because the kernels' log-sum-exp carries no gradient.
 """
 
@@ -36,15 +37,17 @@ def attend(
     segments: Sequence[Segment],
     *,
     scaling: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     noise: Noise | None = None,
     layer: int = 0,
 ) -> Tensor:
     """As `reference.attend`, without the probabilities."""
-    job = _Job(segments, k.shape[2] - q.shape[2], scaling, noise, layer)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-        out: Tensor = _Differentiable.apply(q, k, v, job)  # type: ignore[no-untyped-call]
+    job = _Job(segments, k.shape[2] - q.shape[2], scaling, softcap, noise, layer)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, sinks)):
+        out: Tensor = _Differentiable.apply(q, k, v, sinks, job)  # type: ignore[no-untyped-call]
         return out
-    return _forward(q, k, v, job)
+    return _forward(q, k, v, sinks, job)
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,14 @@ class _Job:
     segments: Sequence[Segment]
     past: int
     scaling: float
+    softcap: float | None
     noise: Noise | None
     layer: int
 
-    def is_noisy(self, segment: Segment) -> bool:
-        """Whether a logit of the segment gets noise."""
-        return self.noise is not None and segment.noise_std is not None and bool(segment.noise_std.any())
+    def forms_logits(self, segment: Segment) -> bool:
+        """Whether something happens to the segment's logits that the kernels cannot do."""
+        noisy = self.noise is not None and segment.noise_std is not None and bool(segment.noise_std.any())
+        return noisy or self.softcap is not None
 
     def blocks(self, q: Tensor, k: Tensor) -> Iterator["_Block"]:
         """All queries in blocks."""
@@ -68,18 +73,26 @@ class _Job:
             lengths[band.table] = max(lengths.get(band.table, 0), int(band.stop[-1]))
         rotated: dict[KeyTable, Tensor] = {}  # keys, while consecutive segments share their table
         for segment in self.segments:
-            noisy = self.is_noisy(segment)
-            if not noisy:
+            whole = self.forms_logits(segment)
+            if not whole:
                 rotated = _rotate_keys(k, segment, lengths, rotated)
-            for rows in _blocks(segment, q, k.shape[2] if noisy else 0):
+            for rows in _blocks(segment, q, segment.num_keys if whole else 0):
                 first = segment.first - self.past
                 at = slice(first + rows.start, first + rows.stop)
-                yield _Block(segment, rows, at, None if noisy else rotated)
+                yield _Block(segment, rows, at, None if whole else rotated)
 
-    def attend_noisy(self, q: Tensor, k: Tensor, v: Tensor, block: "_Block") -> Tensor:
+    def attend_whole(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, block: "_Block") -> Tensor:
         """By whole rows of logits: (B, H, T, D) un-rotated queries of one block -> (B, H, T, D)."""
         p = reference.probabilities_of(
-            q, k, block.segment, scaling=self.scaling, noise=self.noise, layer=self.layer, rows=block.rows
+            q,
+            k,
+            block.segment,
+            scaling=self.scaling,
+            softcap=self.softcap,
+            sinks=sinks,
+            noise=self.noise,
+            layer=self.layer,
+            rows=block.rows,
         )
         return reference.grouped_matmul(p, v[:, :, : p.shape[-1]])
 
@@ -88,7 +101,7 @@ class _Block(NamedTuple):
     """Queries that are computed together.
 
     rows: of the segment. at: their places on the axis of queries. rotated: the keys by each table of the segment,
-    (B, Hkv, n, D); None where logits get noise.
+    (B, Hkv, n, D); None where logits are formed whole.
     """
 
     segment: Segment
@@ -97,17 +110,20 @@ class _Block(NamedTuple):
     rotated: dict[KeyTable, Tensor] | None
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, job: _Job, lse: Tensor | None = None) -> Tensor:
-    """lse: (B, H, T), receives the log-sum-exps of queries without noise."""
+def _forward(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, job: _Job, lse: Tensor | None = None) -> Tensor:
+    """lse: (B, H, T), receives the log-sum-exps, sinks included, of queries whose logits are not formed whole."""
     out = torch.empty_like(q)
     for block in job.blocks(q, k):
         if block.rotated is None:
-            out[:, :, block.at] = job.attend_noisy(q[:, :, block.at], k, v, block)
+            out[:, :, block.at] = job.attend_whole(q[:, :, block.at], k, v, sinks, block)
             continue
         parts = _parts_of_block(q[:, :, block.at], v, block, block.rotated, job.scaling)
-        out[:, :, block.at] = _merge(parts).to(q.dtype)
+        totals = [part for _, part in parts]
+        if sinks is not None:
+            totals.append(sinks.to(totals[0].dtype)[None, :, None].expand_as(totals[0]))
+        out[:, :, block.at] = _merge([part for part, _ in parts], totals).to(q.dtype)
         if lse is not None:
-            lse[:, :, block.at] = torch.stack([part for _, part in parts]).logsumexp(0)
+            lse[:, :, block.at] = torch.stack(totals).logsumexp(0)
     return out
 
 
@@ -115,43 +131,51 @@ class _Differentiable(torch.autograd.Function):
     """`_forward` with a backward pass that keeps the inputs, the outputs and their log-sum-exps."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, job: _Job) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, job: _Job) -> Tensor:
         """See `_forward`."""
         lse = torch.zeros(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
-        out = _forward(q, k, v, job, lse)
-        ctx.save_for_backward(q, k, v, out, lse)
+        out = _forward(q, k, v, sinks, job, lse)
+        ctx.save_for_backward(q, k, v, sinks, out, lse)
         ctx.job = job
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """Gradients of q, k and v."""
-        q, k, v, out, lse = ctx.saved_tensors
-        return *_backward(q, k, v, out, lse, d_out, ctx.job), None
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of q, k, v and the sinks."""
+        q, k, v, sinks, out, lse = ctx.saved_tensors
+        return *_backward(q, k, v, sinks, out, lse, d_out, ctx.job), None
 
 
 def _backward(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, d_out: Tensor, job: _Job
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, in their types, summed in fp32 or wider."""
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, out: Tensor, lse: Tensor, d_out: Tensor, job: _Job
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of q, k, v and the sinks, in their types, summed in fp32 or wider."""
     work = lse.dtype
     dq, dk, dv = (torch.zeros(x.shape, dtype=work, device=x.device) for x in (q, k, v))
+    d_sinks = None if sinks is None else torch.zeros(sinks.shape, dtype=work, device=sinks.device)
     means = (d_out.to(work) * out.to(work)).sum(-1)  # (B, H, T), of the gradients of a query's probabilities
     for block in job.blocks(q, k):
         at = block.at
         if block.rotated is None:
             with torch.enable_grad():
-                inputs = [x.detach().requires_grad_() for x in (q[:, :, at], k, v)]
-                part = job.attend_noisy(inputs[0], inputs[1], inputs[2], block)
+                given = (q[:, :, at], k, v) if sinks is None else (q[:, :, at], k, v, sinks)
+                inputs = [x.detach().requires_grad_() for x in given]
+                part = job.attend_whole(inputs[0], inputs[1], inputs[2], None if sinks is None else inputs[3], block)
             grads = torch.autograd.grad(part, inputs, d_out[:, :, at])
             dq[:, :, at] = grads[0]
             dk += grads[1]
             dv += grads[2]
+            if d_sinks is not None:
+                d_sinks += grads[3]
         else:
             known = (lse[:, :, at, None], means[:, :, at, None], d_out[:, :, at])
             dq[:, :, at] = _backward_of_block(q[:, :, at], v, *known, block, block.rotated, job.scaling, dk, dv)
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+            if sinks is not None and d_sinks is not None:  # a sink's value is 0
+                p = (sinks.to(work)[None, :, None] - lse[:, :, at]).exp()
+                d_sinks -= (p * means[:, :, at]).sum((0, 2))
+    given_sinks = None if sinks is None or d_sinks is None else d_sinks.to(sinks.dtype)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), given_sinks
 
 
 def _backward_of_block(
@@ -270,13 +294,16 @@ def _seen(start: Tensor, stop: Tensor, keys: slice) -> Tensor:
     return (index >= start[:, None]) & (index < stop[:, None])
 
 
-def _merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Softmax over the union of parts: outputs (B, H, T, D) weighted by their log-sum-exps (B, H, T)."""
-    if len(parts) == 1:
-        return parts[0][0]
-    weights = torch.stack([lse for _, lse in parts]).softmax(0)
-    out = parts[0][0] * weights[0, ..., None]
-    for (part, _), weight in zip(parts[1:], weights[1:], strict=True):
+def _merge(parts: list[Tensor], totals: list[Tensor]) -> Tensor:
+    """Softmax over the union of parts: outputs (B, H, T, D) weighted by their log-sum-exps (B, H, T).
+
+    One log-sum-exp more than parts: of sinks, whose output is 0.
+    """
+    if len(totals) == 1:
+        return parts[0]
+    weights = torch.stack(totals).softmax(0)
+    out = parts[0] * weights[0, ..., None]
+    for part, weight in zip(parts[1:], weights[1:], strict=False):
         out = out.addcmul_(part.to(out.dtype), weight[..., None])
     return out
 

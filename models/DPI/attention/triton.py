@@ -54,6 +54,8 @@ def attend(
     row: Row,
     *,
     scaling: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     noise: Noise | None = None,
     layer: int = 0,
     lse: Tensor | None = None,
@@ -61,25 +63,37 @@ def attend(
     """Attention of many queries of rows that share their padding.
 
     q: (B, H, T, D), the row's queries; k, v: (B, Hkv, N, D), its keys; bf16 or fp16, un-rotated, no padding.
-    lse: (B, H, T) fp32, contiguous, receives the log-sum-exps.
+    softcap, sinks: see `api.attend`. lse: (B, H, T) fp32, contiguous, receives the log-sum-exps, sinks included.
     Returns (B, H, T, D), contiguous as (B, T, H, D).
     """
     from models.DPI.attention.kernels import prefill
 
-    return prefill.attend(q, k, v, row, scaling=scaling, noise=noise, layer=layer, lse=lse)
+    return prefill.attend(
+        q, k, v, row, scaling=scaling, softcap=softcap, sinks=sinks, noise=noise, layer=layer, lse=lse
+    )
 
 
 def attend_one(
-    q: Tensor, k: Tensor, v: Tensor, plan: Plan, *, scaling: float, layer: int = 0, lse: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: Plan,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    layer: int = 0,
+    lse: Tensor | None = None,
 ) -> Tensor:
     """Attention of a decoding step: one query in every row of the batch, whatever its padding, in one launch.
 
-    q: (B, H, 1, D); k, v: (B, Hkv, N, D) with the padding. lse: (B, H, 1) fp32, contiguous.
+    q: (B, H, 1, D); k, v: (B, Hkv, N, D) with the padding. softcap, sinks: see `api.attend`.
+    lse: (B, H, 1) fp32, contiguous, receives the log-sum-exps, sinks included.
     Returns (B, H, 1, D); rows of the batch that the plan leaves out are 0.
     """
     from models.DPI.attention.kernels import decode
 
-    return decode.attend_one(q, k, v, plan, scaling=scaling, layer=layer, lse=lse)
+    return decode.attend_one(q, k, v, plan, scaling=scaling, softcap=softcap, sinks=sinks, layer=layer, lse=lse)
 
 
 def prepare_step(

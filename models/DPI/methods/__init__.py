@@ -1,6 +1,5 @@
 """The methods by the names that configurations use. A new method is one file and one line here."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from models.DPI.methods.ntk import NTK, DynamicNTK
 from models.DPI.methods.original import Original
 from models.DPI.methods.selfextend import SelfExtend
 from models.DPI.methods.yarn import YaRN
+from models.mistakes import complaints, did_you_mean
 
 METHODS: dict[str, type[Method]] = {
     method.name: method for method in (DPI, SelfExtend, ChunkLlama, NTK, DynamicNTK, YaRN, Original)
@@ -29,7 +29,7 @@ def build_method(
     Raises ValueError, one line that names the parameter, its value, the bound and what to do.
     """
     if name not in METHODS:
-        raise ValueError(f"method is {name!r}; it must be one of {', '.join(METHODS)}{_hint(name, METHODS)}")
+        raise ValueError(f"method is {name!r}; it must be one of {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
     try:
         method = METHODS[name](**dict(params or {}))
     except ValidationError as error:
@@ -59,29 +59,9 @@ def check_window(method: Method, window: int) -> None:
 
 def _explain(error: ValidationError, method: type[Method]) -> str:
     """One line for all of pydantic's complaints."""
-    lines: dict[str, str] = {}
-    for item in error.errors():
-        if not item["loc"]:  # of several parameters together
-            lines[""] = item["msg"].removeprefix("Value error, ")
-            continue
-        parameter = str(item["loc"][0])
-        if item["type"] == "extra_forbidden":
-            known = ", ".join(method.model_fields) or "none"
-            hint = _hint(parameter, method.model_fields)
-            lines[parameter] = f"unknown parameter {parameter!r} (known: {known}){hint}"
-        elif item["type"] == "missing":
-            lines[parameter] = f"parameter {parameter!r} is missing"
-        else:
-            said = item["msg"][0].lower() + item["msg"][1:]
-            value = item["input"]
-            known_text = lines.get(parameter)
-            lines[parameter] = f"{known_text} or {said}" if known_text else f"{parameter} = {value!r}: {said}"
-    return "; ".join(lines.values())
-
-
-def _hint(word: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f". Did you mean {near[0]!r}?" if near else ""
+    said = "; ".join(complaints(error, method.model_fields, noun="parameter"))
+    unknown = any(item["type"] == "extra_forbidden" for item in error.errors())
+    return f"{said} (known: {', '.join(method.model_fields) or 'none'})" if unknown else said
 
 
 def _set_parameters(method: Method) -> str:

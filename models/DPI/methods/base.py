@@ -32,14 +32,16 @@ class Rope:
     """A model's rotary scheme.
 
     inv_freq: (rotary_dim/2,) fp32. scaling: factor on cos and sin of queries and of keys.
-    theta: the base if the frequencies are theta ** (-2i / rotary_dim), else None (scaled schemes).
-    window: W, the length the model was trained on.
+    window: W, the length the model was trained on. theta: the base; None where no method needs it.
+    at_base: the scheme's frequencies, (rotary_dim/2,) fp32, if its base were another; None for the plain ones,
+        theta ** (-2i / rotary_dim).
     """
 
     inv_freq: Tensor
     window: int
     theta: float | None = None
     scaling: float = 1.0
+    at_base: Callable[[float], Tensor] | None = None
     _derived: dict[Hashable, Frequencies] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -51,6 +53,10 @@ class Rope:
     def rotary_dim(self) -> int:
         """Components of a head that rotate."""
         return 2 * self.inv_freq.numel()
+
+    def frequencies_at(self, theta: float) -> Tensor:
+        """The scheme's frequencies at another base, (rotary_dim/2,) fp32."""
+        return frequencies_of(theta, self.rotary_dim) if self.at_base is None else self.at_base(theta)
 
     def derived(self, key: Hashable, make: Callable[[], Tensor]) -> Frequencies:
         """The frequencies (rotary_dim/2,) that `make` computes, kept under `key` with the tables built from them."""
@@ -78,7 +84,11 @@ class Method(BaseModel, ABC):
         "#999999"  # of its lines, `#rrggbb`; the registered ones differ for colour-blind readers too
     )
     marker: ClassVar[str] = "."  # of its points, as matplotlib names it
-    needs_theta: ClassVar[bool] = False  # whether it changes the base of an unscaled rotary scheme
+    extends: ClassVar[bool] = True  # whether it is for inputs beyond the window
+    # The rotary schemes (`rope_type`) for which it is defined, and why not for others; None: for all whose frequencies
+    # are fixed up to the window.
+    rope_types: ClassVar[tuple[str, ...] | None] = None
+    rope_types_reason: ClassVar[str] = ""
 
     @classmethod
     def params_for(cls, window: int, target: int) -> dict[str, Any]:

@@ -3,19 +3,27 @@
 Static: theta * factor ** (d / (d - 2)) at every length. Dynamic: beyond the window, with
 factor * n / W - factor + 1 in place of the factor, n the tokens so far. Here that is a pure function of n: all keys
 rotate at the current base, unlike implementations that keep early keys at an older one.
+
+On a scaled scheme the new base takes the place of the old one in the scheme's own formula, and all else of it stays.
+With b = theta * factor ** (d / (d - 2)) and f_i = b ** (-2i / d):
+linear: f_i / s. llama3: f_i / s for wavelengths 2 pi / f_i beyond L / low_freq_factor, f_i for those below
+L / high_freq_factor, between them (1 - t) f_i / s + t f_i with t = (L f_i / 2 pi - low) / (high - low). yarn:
+f_i / s * r_i + f_i (1 - r_i), the ramp r_i between the dimensions that make beta_fast and beta_slow turns within L at
+the new base. dynamic, within its length: f_i. (s: the scheme's factor; L: its original_max_position_embeddings.)
 """
 
 from typing import Any, ClassVar
 
 from models.DPI.attention.bands import Segment
 from models.DPI.attention.tables import Frequencies
-from models.DPI.methods.base import Factor, Method, Rope, factor_for, frequencies_of, one_band, reach_of_factor
+from models.DPI.methods.base import Factor, Method, Rope, factor_for, one_band, reach_of_factor
 
 
 class _ChangedBase(Method):
     """What both have in common."""
 
-    needs_theta: ClassVar[bool] = True
+    rope_types: ClassVar[tuple[str, ...] | None] = ("default", "linear", "llama3", "yarn", "dynamic")
+    rope_types_reason: ClassVar[str] = "its frequencies were chosen one by one, not by the base that NTK changes"
 
     factor: Factor
 
@@ -66,7 +74,7 @@ class DynamicNTK(_ChangedBase):
 
 
 def _frequencies(rope: Rope, factor: float) -> Frequencies:
-    """Of theta * factor ** (d / (d - 2))."""
+    """Of the scheme at theta * factor ** (d / (d - 2))."""
     theta, d = rope.theta, rope.rotary_dim
     assert theta is not None
-    return rope.derived(("ntk", factor), lambda: frequencies_of(theta * factor ** (d / (d - 2)), d))
+    return rope.derived(("ntk", factor), lambda: rope.frequencies_at(theta * factor ** (d / (d - 2))))

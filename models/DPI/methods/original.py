@@ -14,6 +14,11 @@ class Original(Method):
     label: ClassVar[str] = "original"
     colour: ClassVar[str] = "#4D4D4D"
     marker: ClassVar[str] = "X"
+    extends: ClassVar[bool] = False
+    rope_types: ClassVar[tuple[str, ...] | None] = ("default", "linear", "llama3", "yarn", "proportional")
+    rope_types_reason: ClassVar[str] = (
+        "beyond the window the model's own frequencies change with the input; run the model without a method"
+    )
 
     def reach(self, window: int) -> float:
         """Unbounded, as the paper measures it beyond its window, where it breaks."""

@@ -1,7 +1,8 @@
 """YaRN: fast frequencies stay, slow ones are interpolated, and logits are scaled (2309.00071).
 
 As transformers computes it: turns within the window between beta_fast = 32 and beta_slow = 1 are blended linearly
-over whole dimensions; cos and sin are multiplied by 0.1 ln(factor) + 1.
+over whole dimensions; cos and sin are multiplied by 0.1 ln(factor) + 1. On a linear scheme, whose frequencies are
+f_0 * theta ** (-2i / d) with f_0 = 1 / s, a dimension makes f_0 times as many turns.
 """
 
 import math
@@ -24,7 +25,8 @@ class YaRN(Method):
     label: ClassVar[str] = "YaRN"
     colour: ClassVar[str] = "#CC79A7"
     marker: ClassVar[str] = "P"
-    needs_theta: ClassVar[bool] = True
+    rope_types: ClassVar[tuple[str, ...] | None] = ("default", "linear", "dynamic")
+    rope_types_reason: ClassVar[str] = "it finds the turns of a dimension by the base alone, and these do not follow it"
 
     factor: Factor
 
@@ -52,10 +54,11 @@ def _inv_freq(rope: Rope, factor: float) -> Tensor:
     """Equations 18-23 of the YaRN paper."""
     d, theta = rope.rotary_dim, rope.theta
     assert theta is not None
-    own = frequencies_of(theta, d)
+    fastest = float(rope.inv_freq[0])
+    own = fastest * frequencies_of(theta, d)
 
     def dimension_of(turns: float) -> float:
-        return d * math.log(rope.window / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        return d * math.log(fastest * rope.window / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     low = max(math.floor(dimension_of(BETA_FAST)), 0)
     high = min(math.ceil(dimension_of(BETA_SLOW)), d - 1)

@@ -29,16 +29,20 @@ from models.DPI.patches.families import (
     Family,
     family_of,
     has_one_plan,
-    has_rotary_by_kind,
     kinds_of_layers,
-    rope_parameters_of,
 )
-from models.DPI.patches.forward_pass import NAME, ForwardPass, Observer, run_attention, running, running_owner
+from models.DPI.patches.forward_pass import (
+    NAME,
+    NOT_COMPILED,
+    ForwardPass,
+    Observer,
+    run_attention,
+    running,
+    running_owner,
+)
 from models.DPI.patches.modules import NoRotation, ReplacedMethod
+from models.DPI.patches.rotary import check_scheme, forget_lengths, rope_of, rope_parameters_of
 from models.DPI.planning import Padding, make_plan
-
-# Rotary schemes whose frequencies do not change with the input.
-STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 # Tokens that a feed-forward block takes at a time in a pass beyond the window. Its inner states are several times wider
 # than the model, and would be the peak of a long prompt's memory.
@@ -48,20 +52,13 @@ _FEED_FORWARD_TOKENS_ELSEWHERE = 32_768
 _ATTRIBUTE = "_gali"
 
 
-def check_config(config: PreTrainedConfig, method: Method) -> None:
-    """Raise ValueError if a model of this configuration cannot run the method."""
+def check_config(config: PreTrainedConfig, method: Method, window: int | None = None) -> None:
+    """Raise ValueError if a model of this configuration cannot run the method.
+
+    window: W in tokens, the configuration's max_position_embeddings if None.
+    """
     family_of(config)
-    rope_type = rope_parameters_of(config)["rope_type"]
-    if rope_type not in STATIC_ROPE_TYPES:
-        raise ValueError(
-            f"the model's rotary scheme is rope_type = {rope_type!r}, which changes with the input; "
-            f"supported are {', '.join(STATIC_ROPE_TYPES)}"
-        )
-    if method.needs_theta and rope_type != "default":
-        raise ValueError(
-            f"method {method.name!r} changes the base of an unscaled rotary scheme, and the model's is rope_type = "
-            f"{rope_type!r}; use rope_type = 'default', or one of the methods that change positions"
-        )
+    check_scheme(config, method, config.max_position_embeddings if window is None else window)
     kinds = set(kinds_of_layers(config))
     if unknown := sorted(kinds - {FULL, LOCAL}):
         raise ValueError(f"the model has layers of the kind {unknown[0]!r}; methods know {FULL} and {LOCAL}")
@@ -82,19 +79,6 @@ def check_implementation(attn_impl: str) -> None:
         raise ValueError(f"attn_impl is {attn_impl!r}; it must be one of {', '.join(api.IMPLEMENTATIONS)}")
 
 
-def rope_of(config: PreTrainedConfig, rotary: nn.Module, window: int) -> Rope:
-    """The rotary scheme of a model, computed anew in fp32 (a model cast to bf16 may hold rounded frequencies)."""
-    fresh: Any = type(rotary)(config=config)
-    of_kind = f"{FULL}_" if has_rotary_by_kind(fresh) else ""
-    parameters = rope_parameters_of(config)
-    return Rope(
-        inv_freq=getattr(fresh, f"{of_kind}inv_freq").float().cpu(),
-        window=window,
-        theta=parameters["rope_theta"] if parameters["rope_type"] == "default" else None,
-        scaling=float(getattr(fresh, f"{of_kind}attention_scaling")),
-    )
-
-
 def install(
     model: PreTrainedModel, method: Method, window: int | None = None, *, attn_impl: str = "auto", seed: int = 0
 ) -> PreTrainedModel:
@@ -105,10 +89,11 @@ def install(
     """
     inner = _inner(model)
     config = inner.config
-    check_config(config, method)
     check_implementation(attn_impl)
+    family_of(config)
     window = config.max_position_embeddings if window is None else window
     check_window(method, window)
+    check_config(config, method, window)
     uninstall(model)
     if config._attn_implementation == NAME:
         raise ValueError(
@@ -126,9 +111,12 @@ def install(
         seed=seed,
         stock_implementation=config._attn_implementation,
     )
+    if rope_parameters_of(config)["rope_type"] == "dynamic":
+        forget_lengths(base.rotary_emb)
     setattr(base, _ATTRIBUTE, installation)
     config._attn_implementation = NAME
-    base.rotary_emb = NoRotation(base.rotary_emb, installation.rope.rotary_dim, running)
+    width = installation.rope.rotary_dim // (2 if installation.family.half_tables else 1)
+    base.rotary_emb = NoRotation(base.rotary_emb, width, running)
     for module, name, run in _replaced(inner, installation):
         ReplacedMethod(module, name, run)
     return model
@@ -206,6 +194,8 @@ def observe(model: PreTrainedModel, observer: Observer) -> Iterator[None]:
         raise ValueError("the model has no method to observe; install one first (repro_original changes nothing)")
     if LOCAL in installation.kinds:
         raise ValueError("the model has layers that attend locally; only models without them can be observed")
+    if not installation.family.plain_softmax:
+        raise ValueError("the model's softmax has a soft cap or sinks, which observers are not told of")
     token = _observed.set((installation.owner, observer))
     try:
         yield
@@ -236,6 +226,7 @@ class Installation:
     owner: str = field(default_factory=lambda: uuid.uuid4().hex)
     decoding: RecordedDecoding = field(default_factory=RecordedDecoding)
 
+    @torch.compiler.disable(reason=NOT_COMPILED)  # type: ignore[untyped-decorator]
     def forward(self, base: nn.Module, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The base model's forward pass, planned before it begins."""
         if args:
@@ -259,11 +250,25 @@ class Installation:
                 "without assistant_model and prompt_lookup_num_tokens, or take a method that is causal (GALI is with "
                 "chunk_coe = 1)"
             )
-        pieces = getattr(args[0] if args else kwargs.get("generation_config"), "prefill_chunk_size", None)
+        asked: Any = args[0] if args else kwargs.get("generation_config")
+        pieces = getattr(asked, "prefill_chunk_size", None)
         if pieces is not None and not self.method.is_causal():
             raise ValueError(
                 f"prefill_chunk_size = {pieces} cuts the prompt, and under method {self.method.name!r} with "
                 f"{self.method!r} a token's logits depend on where; leave it out, or take a method that is causal"
+            )
+        if getattr(asked, "use_cache", None) is False and not self.method.is_causal():
+            raise ValueError(
+                f"use_cache = False feeds the whole text anew for every token, and under method {self.method.name!r} "
+                f"with {self.method!r} a token's logits depend on how many are fed at once: the text would be another; "
+                "leave it out, or take a method that is causal"
+            )
+        cache = getattr(asked, "cache_implementation", None)
+        device = next(model.parameters()).device.type
+        if "offloaded" in (cache or "") and device == "cpu":
+            raise ValueError(
+                f"cache_implementation = {cache!r} keeps a GPU's keys and values on the CPU, and the model is on the "
+                "CPU; leave it out"
             )
         return stock(mode, *args, **kwargs)
 
@@ -340,7 +345,8 @@ def _replaced(inner: Any, installation: "Installation") -> Iterator[tuple[nn.Mod
         if not installation.family.hands_on:
             yield layer.self_attn, "forward", run_attention
         block: Any = getattr(layer, "mlp", None)
-        if type(block).__name__.endswith("MLP"):  # experts' routers are watched by transformers, token for token
+        # Routers of experts are watched by transformers, token for token.
+        if type(block).__name__.endswith("MLP") and not hasattr(block, "experts"):
             yield block, "forward", _feed_forward
     if installation.with_head and hasattr(type(inner), "generate"):
         yield inner, "create_masks_for_generate", _keep_padding_mask

@@ -1,8 +1,9 @@
 """Which architectures methods can be installed on, and how each differs from Llama.
 
 An architecture serves if every layer hands queries and keys to transformers' attention interface right after the
-rotation, if the rotation is one of pairs of components, and if nothing but a softmax stands between logits and weights.
-All in `FAMILIES` are tested against their stock models; `REFUSED` says why others cannot work.
+rotation, if the rotation is one of pairs of components, and if nothing but a soft cap and a softmax, with or without
+sinks, stands between logits and weights. All in `FAMILIES` are tested against their stock models; `REFUSED` says why
+others cannot work.
 """
 
 import sys
@@ -24,11 +25,16 @@ class Family:
     interleaved: components 2m and 2m + 1 rotate together, instead of m and m + D/2.
     rotates_if: name of what is true on the attention modules that rotate; the others have no positions to change.
     hands_on: whether a decoder layer hands arguments that it does not know to its attention.
+    half_tables: cosines and sines are those of the angles, D/2, and not each twice.
+    plain_softmax: logits have no soft cap and the softmax no sinks. Where they do, the stock model can but form all
+        logits, so layers that attend locally go over bands beyond the window, like the others.
     """
 
     interleaved: bool = False
     rotates_if: str | None = None
     hands_on: bool = True
+    half_tables: bool = False
+    plain_softmax: bool = True
 
     def rotates(self, attention: nn.Module) -> bool:
         """Whether a layer's attention rotates queries and keys."""
@@ -50,6 +56,8 @@ FAMILIES: dict[str, Family] = {
     ),
     **dict.fromkeys(("cohere", "ernie4_5", "glm", "glm4", "helium"), _INTERLEAVED),
     **dict.fromkeys(("nemotron", "stablelm"), Family(hands_on=False)),
+    **dict.fromkeys(("gemma2", "vaultgemma"), Family(plain_softmax=False)),
+    "gpt_oss": Family(half_tables=True, plain_softmax=False),
     "smollm3": Family(rotates_if="use_rope"),
 }  # fmt: skip
 
@@ -57,11 +65,8 @@ REFUSED: dict[str, str] = {
     "cohere2": "its layers that attend to everything have no rotary positions, and the others attend locally",
     "deepseek_v2": "its latent attention rotates a part of the key that all heads share",
     "deepseek_v3": "its latent attention rotates a part of the key that all heads share",
-    "gemma2": "it caps attention logits",
-    "gpt_oss": "its softmax has sinks beside the keys",
     "hunyuan_v1_dense": "it normalises queries and keys behind the rotation",
     "llama4_text": "its layers that attend to everything have no rotary positions, and the others attend locally",
-    "vaultgemma": "it caps attention logits",
 }
 
 
@@ -119,19 +124,9 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
-def rope_parameters_of(config: PreTrainedConfig) -> dict[str, Any]:
-    """`rope_type`, `rope_theta` and what else the rotary scheme needs; of full layers, where kinds of layers differ."""
-    parameters = dict(getattr(config, "rope_parameters", None) or {})
-    if FULL in parameters:
-        parameters = dict(parameters[FULL] or {})
-    parameters.setdefault("rope_type", "default")
-    parameters.setdefault("rope_theta", getattr(config, "rope_theta", 10_000.0))
-    return parameters
-
-
-def has_rotary_by_kind(rotary: nn.Module) -> bool:
-    """Whether a rotary module has frequencies for each kind of layer."""
-    return hasattr(rotary, f"{FULL}_inv_freq")
+def stock_attention_of(config: PreTrainedConfig, wanted: str) -> str:
+    """transformers' name of what can attend in the stock model: `wanted`, or "eager" where that has no cap or sinks."""
+    return wanted if family_of(config).plain_softmax else "eager"
 
 
 def eager_attention_of(attention: nn.Module) -> Callable[..., Any]:
@@ -140,10 +135,10 @@ def eager_attention_of(attention: nn.Module) -> Callable[..., Any]:
     return found
 
 
-def rotate_as_stock(attention: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The model's own rotation, in its own arithmetic. x: (B, H, N, D); cos, sin: (B or 1, N, rotary_dim)."""
+def rotate_as_stock(attention: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, half_tables: bool = False) -> Tensor:
+    """The model's own rotation, in its own arithmetic. x: (B, H, N, D); cos, sin: (B or 1, N, width of its tables)."""
     apply = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-    rotary_dim = cos.shape[-1]
+    rotary_dim = 2 * cos.shape[-1] if half_tables else cos.shape[-1]
     rotated: Tensor = apply(x[..., :rotary_dim], x[:, :0, :, :rotary_dim], cos, sin)[0]
     return rotated if x.shape[-1] == rotary_dim else torch.cat((rotated, x[..., rotary_dim:]), dim=-1)
 

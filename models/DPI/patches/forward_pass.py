@@ -28,10 +28,11 @@ from models.DPI.patches.families import (
     Family,
     eager_attention_of,
     has_one_plan,
-    has_rotary_by_kind,
     in_halves,
     rotate_as_stock,
 )
+from models.DPI.patches.local import local_plan
+from models.DPI.patches.rotary import has_rotary_by_kind
 from models.DPI.planning import Padding, make_plan
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,11 @@ logger = logging.getLogger(__name__)
 # Under which transformers finds the functions below. Names with "flash" in them or a slash mean something to it.
 NAME = "gali"
 ARGUMENT = "forward_pass"
+# What torch.compile says of the functions that it leaves alone.
+NOT_COMPILED = (
+    "a method of models.DPI plans each forward pass in Python, so the model runs as it is; leave fullgraph=True out, "
+    "or uninstall the method before compiling"
+)
 
 # Called with a layer's number, queries (B, H, T, D) and keys (B, Hkv, N, D), both un-rotated, the plan, the scaling.
 Observer = Callable[[int, Tensor, Tensor, Plan, float], None]
@@ -86,6 +92,7 @@ class ForwardPass:
         self._position_ids = position_ids
         self._dtype = dtype
         self._rotations: dict[tuple[torch.device, str], tuple[Tensor, Tensor]] = {}
+        self._local_plans: dict[tuple[int, int], Plan] = {}
 
     def with_whole_cache(self) -> "ForwardPass":
         """The same pass for a static cache that attention gets as it is."""
@@ -123,7 +130,10 @@ class ForwardPass:
         scaling: float,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, H, T, D), (B, Hkv, N, D) un-rotated -> (B, T, H, D) and the weights where they are formed."""
+        """(B, H, T, D), (B, Hkv, N, D) un-rotated -> (B, T, H, D) and the weights where they are formed.
+
+        kwargs: what else the layer hands to transformers' attention; softcap and s_aux, its sinks, are heeded.
+        """
         number: int = layer.layer_idx  # type: ignore[assignment]
         n = key.shape[2] if self.whole_cache else self.padding.past + query.shape[2]  # a static cache is longer
         local = self.kinds[number] != FULL
@@ -131,7 +141,7 @@ class ForwardPass:
         plan = self.plan if rotates else self._plan_without_rotation
         if self.observer is not None:
             self.observer(number, self._in_halves(query), self._in_halves(key[:, :, :n]), plan, scaling)
-        if local or self.runs_stock:
+        if self.runs_stock or (local and self.family.plain_softmax):
             if key.shape[2] > n and (attention_mask is None or isinstance(attention_mask, Tensor)):
                 key, value = key[:, :, :n], value[:, :, :n]
                 attention_mask = None if attention_mask is None else attention_mask[..., :n]
@@ -142,12 +152,16 @@ class ForwardPass:
                 layer, query, key, value, attention_mask, dropout=0.0, scaling=scaling, **kwargs
             )
             return found
+        if local:
+            n, plan = key.shape[2], self._local_plan(key.shape[2], kwargs["sliding_window"])
         out, weights = api.attend(
             self._in_halves(query),
             self._in_halves(key[:, :, :n]),
             value[:, :, :n],
             plan,
             scaling=scaling,
+            softcap=kwargs.get("softcap"),
+            sinks=kwargs.get("s_aux"),
             layer=number,
             impl=self.attn_impl,
             need_weights=self.attn_impl == "reference",
@@ -164,6 +178,13 @@ class ForwardPass:
         still = Rope(torch.zeros_like(self.rope.inv_freq), self.rope.window)
         return make_plan(Original(), still, self.padding, seed=0)
 
+    def _local_plan(self, held: int, size: int) -> Plan:
+        """For layers that attend to `size` tokens and have `held` keys, at the model's own positions."""
+        slot = (held, size)
+        if slot not in self._local_plans:
+            self._local_plans[slot] = local_plan(self.rope, self.padding, held, size)
+        return self._local_plans[slot]
+
     def _rotate_as_stock(self, layer: nn.Module, query: Tensor, key: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         """The stock model's arithmetic, in its dtype, on all keys instead of the new ones.
 
@@ -172,8 +193,9 @@ class ForwardPass:
         cos, sin = self._rotation(query.device, kind)  # (B or 1, n, rotary_dim)
         n, t = cos.shape[1], query.shape[2]
         held = min(key.shape[2], n)
-        rotated = rotate_as_stock(layer, query, cos[:, n - t :], sin[:, n - t :])
-        head = rotate_as_stock(layer, key[:, :, :held], cos[:, n - held :], sin[:, n - held :])
+        half = self.family.half_tables
+        rotated = rotate_as_stock(layer, query, cos[:, n - t :], sin[:, n - t :], half)
+        head = rotate_as_stock(layer, key[:, :, :held], cos[:, n - held :], sin[:, n - held :], half)
         return rotated, head if key.shape[2] == held else torch.cat((head, key[:, :, held:]), dim=2)
 
     def _rotation(self, device: torch.device, kind: str) -> tuple[Tensor, Tensor]:
@@ -206,6 +228,7 @@ def running_owner() -> str | None:
     return None if found is None else found.owner
 
 
+@torch.compiler.disable(reason=NOT_COMPILED)  # type: ignore[untyped-decorator]
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -241,6 +264,8 @@ def _make_mask(batch_size: int, q_length: int, kv_length: int, **kwargs: Any) ->
     local = kwargs.get("local_size") is not None  # some models ask for it without having such layers
     if local and LOCAL not in forward_pass.kinds:
         return None
+    if not forward_pass.family.plain_softmax and not forward_pass.runs_stock:
+        return None  # those layers attend over bands, too
     if not local and kwargs.get("mask_function", causal_mask_function) is not causal_mask_function:
         raise ValueError("a mask function describes partly visible sequences; methods attend to all earlier tokens")
     if not local and not forward_pass.runs_stock:

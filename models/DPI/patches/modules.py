@@ -55,21 +55,21 @@ class ReplacedMethod:
 class NoRotation(nn.Module):
     """cos = 1 and sin = 0: queries and keys stay as they are, and a cache holds keys that are not rotated.
 
-    stock: the module that this one stands for. rotary_dim: components of a head that it rotates. running: the pass
-    under way, which cosines carry as an attribute to layers that get nothing else.
+    stock: the module that this one stands for. width: of its tables, the components of a head that it rotates, or half
+    of them. running: the pass under way, which cosines carry as an attribute to layers that get nothing else.
     """
 
-    def __init__(self, stock: nn.Module, rotary_dim: int, running: Callable[[], Any]) -> None:
+    def __init__(self, stock: nn.Module, width: int, running: Callable[[], Any]) -> None:
         """See the class."""
         super().__init__()
         self.stock = stock
-        self.rotary_dim = rotary_dim
+        self.width = width
         self._running = running
 
     def forward(self, x: Tensor, position_ids: Tensor | None = None, *kind: str) -> tuple[Tensor, Tensor]:
-        """(B, T, hidden) -> cos, sin (1, T, rotary_dim), one row for all."""
+        """(B, T, hidden) -> cos, sin (1, T, width), one row for all."""
         one = torch.ones((), dtype=x.dtype, device=x.device)
-        shape = (1, x.shape[1], self.rotary_dim)
+        shape = (1, x.shape[1], self.width)
         cos, sin = one.expand(shape).as_subclass(_One), torch.zeros_like(one).expand(shape).as_subclass(_Zero)
         cos.forward_pass = self._running()
         return cos, sin
@@ -88,7 +88,7 @@ class _One(Tensor):
 
 
 class _Zero(Tensor):
-    """Sines that are 0, and products with them: to add them takes no time."""
+    """Sines that are 0, and products with them: to add or subtract them takes no time."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -100,4 +100,4 @@ class _Zero(Tensor):
 
 
 _PRODUCTS = {Tensor.mul, Tensor.__mul__, torch.mul}
-_SUMS = {Tensor.add, Tensor.__add__, torch.add}
+_SUMS = {Tensor.add, Tensor.__add__, torch.add, Tensor.sub, Tensor.__sub__, torch.sub}

@@ -208,11 +208,18 @@ def with_noise(
     return torch.stack(rows, dim=2)
 
 
-def attend(found: Tensor, v: Tensor) -> Tensor:
-    """One softmax over all keys that a query sees: logits (B, H, T, N), values (B, Hkv, N, D) -> (B, H, T, D) fp64."""
+def attend(found: Tensor, v: Tensor, sinks: Tensor | None = None) -> Tensor:
+    """One softmax over all keys that a query sees: logits (B, H, T, N), values (B, Hkv, N, D) -> (B, H, T, D) fp64.
+
+    sinks: (H,), terms of the denominator alone.
+    """
     length = v.shape[2]
     seen = causal_mask(length - found.shape[2], length)
-    p = found.masked_fill(~seen, float("-inf")).softmax(-1)
+    weights = found.double().exp() * seen
+    total = weights.sum(-1, keepdim=True)
+    if sinks is not None:
+        total = total + sinks.double().exp()[None, :, None, None]
+    p = weights / total
     return p @ v.double().repeat_interleave(found.shape[1] // v.shape[1], dim=1)
 
 

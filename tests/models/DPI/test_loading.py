@@ -70,14 +70,14 @@ def _refused(said: str, *args: Any, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("method", "params", "said"),
     [
-        ("repro_sf", SE, "method is 'repro_sf'; it must be one of dpi, .*Did you mean 'repro_se'"),
-        ("dpi", {"local_windw": 3}, "unknown parameter 'local_windw' .*Did you mean 'local_window'"),
+        ("repro_sf", SE, "method is 'repro_sf'; it must be one of dpi, .*did you mean 'repro_se'"),
+        ("dpi", {"local_windw": 3}, "unknown parameter 'local_windw'; did you mean 'local_window'"),
         ("repro_se", {"group_size": 3}, "parameter 'window_size' is missing"),
         ("repro_ntk", None, "parameter 'factor' is missing"),
-        ("dpi", {"local_window": True}, "local_window = True: .*integer"),
-        ("dpi", {"local_window": "3"}, "local_window = '3': .*integer"),
+        ("dpi", {"local_window": True}, "local_window = True: .*must be a whole number"),
+        ("dpi", {"local_window": "3"}, "local_window = '3': .*must be a whole number"),
         ("dpi", {"chunk_coe": True, "local_window": 3}, "chunk_coe = True"),
-        ("dpi", {"std_base": "1"}, "std_base = '1': .*number"),
+        ("dpi", {"std_base": "1"}, "std_base = '1': must be a number"),
         ("dpi", {}, "local_window = 128 must be smaller than the model's window of 64 tokens"),
         ("repro_se", SE | {"window_size": 64}, "window_size = 64 must be smaller than the model's window of 64"),
         ("repro_chunkllama", {"local_window": 48}, "local_window = 48 must be smaller than 48, three quarters"),
@@ -109,6 +109,8 @@ def test_a_target_out_of_reach(folder: Path, method: str, params: dict[str, Any]
         ({"max_position_embeddings": 16}, "window_size = 16 must be smaller than the model's window of 16 tokens"),
         ({"dtype": "float8"}, "dtype is 'float8'; it must be one of bfloat16"),
         ({"device": "gpu"}, "device is 'gpu'; it must be cpu"),
+        ({"device_map": "atuo"}, "device_map is 'atuo'; it must be one of auto"),
+        ({"tp_plan": "colwise"}, "tp_plan is 'colwise'; it must be 'auto'"),
     ],
 )
 def test_a_mistake_in_the_options(folder: Path, options: dict[str, Any], said: str) -> None:
@@ -229,9 +231,13 @@ def test_validate_method_says_the_same(folder: Path) -> None:
         dpi.validate_method("repro_se", SE, 64, 161)
 
 
-def test_a_hub_id_is_left_to_transformers() -> None:
+@pytest.mark.parametrize(("said", "options"), [(None, {}), ("no route", {"local_files_only": True})])
+def test_a_hub_id_is_left_to_transformers_or_the_cache(
+    monkeypatch: pytest.MonkeyPatch, said: str | None, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("models.hub.silence", lambda: said)
     source = resolve("owner/name")
-    assert (source.folder, source.options) == ("owner/name", {})
+    assert (source.folder, source.options) == ("owner/name", options)
 
 
 def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,23 @@ from torch import Tensor
 
 from models.DPI.attention.bands import Plan
 from models.DPI.attention.kernels.launching import descriptor, on, readable
-from models.DPI.attention.kernels.noise import LOG2E, mix, noise_factors, noise_of_query, noise_tensors
+from models.DPI.attention.kernels.noise import mix, noise_factors, noise_of_query, noise_tensors
 from models.DPI.attention.kernels.pieces import DECODE_KEYS, load_piece, prepare_step
+from models.DPI.attention.kernels.softmax import capped, sink_of, softcap_factors
 from models.DPI.attention.prepared import StepKey
 
 
 def attend_one(
-    q: Tensor, k: Tensor, v: Tensor, plan: Plan, *, scaling: float, layer: int = 0, lse: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: Plan,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    layer: int = 0,
+    lse: Tensor | None = None,
 ) -> Tensor:
     """See `triton.attend_one`."""
     batch, heads, _, head_dim = q.shape
@@ -32,6 +42,7 @@ def attend_one(
     noise = plan.noise if prepared.noisy else None
     pool, hash_keys = noise_tensors(noise, layer, heads, q.device)
     slope_factor, level_factor = noise_factors(noise)
+    factor, cap = softcap_factors(scaling, softcap)
     splits = prepared.pieces.shape[1]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     with on(q.device):
@@ -41,6 +52,7 @@ def attend_one(
             descriptor(v, [1, 1, DECODE_KEYS, prepared.block_d]),
             out,
             lse,
+            sinks,
             prepared.pieces,
             prepared.numbers,
             prepared.parts,
@@ -54,7 +66,8 @@ def attend_one(
             out.stride(1),
             splits,
             kv_heads,
-            scaling * LOG2E,
+            factor,
+            cap,
             slope_factor,
             level_factor,
             **prepared.options,
@@ -146,6 +159,7 @@ def _walk(
     batch,
     kv_head,
     factor,
+    cap,
     pool,
     rows,
     slope,
@@ -205,7 +219,7 @@ def _walk(
         k_low, k_high, value = _load_tile(
             keys, values, batch, kv_head, piece.left + first_key, HALF, BLOCK_HALF, BLOCK_D, BN, WARPS
         )
-        logits = _score(k_low, k_high, c_key, s_key, a, b) * factor
+        logits = capped(_score(k_low, k_high, c_key, s_key, a, b) * factor, cap)
         key = first_key + offset
         if NOISY:
             logits += noise_of_query(pool, rows, piece.query, key, slope, level, piece.period, POOL)
@@ -222,6 +236,7 @@ def decode_kernel(
     values,
     out,
     lse,
+    sinks,
     pieces,
     numbers,
     parts,
@@ -236,6 +251,7 @@ def decode_kernel(
     splits,
     num_kv_heads,
     factor,
+    cap,
     slope_factor,
     level_factor,
     GROUP: tl.constexpr,
@@ -287,6 +303,7 @@ def decode_kernel(
         batch,
         kv_head,
         factor,
+        cap,
         pool,
         rows,
         slope,
@@ -317,6 +334,7 @@ def decode_kernel(
             out + batch.to(tl.int64) * out_batch + kv_head * GROUP * out_head,
             out_head,
             lse if lse is None else lse + plane * GROUP,
+            sinks if sinks is None else sinks + kv_head * GROUP,
             splits,
             GROUP,
             BLOCK_MEMBERS,
@@ -333,6 +351,7 @@ def _merge(
     out,
     out_head,
     lse,
+    sinks,
     splits,
     GROUP: tl.constexpr,
     BLOCK_MEMBERS: tl.constexpr,
@@ -349,7 +368,12 @@ def _merge(
     places = log_totals + number[:, None] * BLOCK_MEMBERS + member[None, :]
     each = tl.load(places, mask=there, other=float("-inf"), cache_modifier=".cg")
     top = tl.maximum(tl.max(each, 0), -1.0e30)
+    if sinks is not None:
+        sink = sink_of(sinks, tl.minimum(member, GROUP - 1))
+        top = tl.maximum(top, sink)
     total = tl.sum(tl.exp2(each - top[None, :]), 0)
+    if sinks is not None:
+        total += tl.exp2(sink - top)
     acc = tl.zeros([BLOCK_D, BLOCK_MEMBERS], tl.float32)
     for begin in tl.range(0, splits, 16):
         for i in tl.static_range(16):  # 16 loads at a time

@@ -12,7 +12,6 @@ from torch import Tensor
 from models.DPI.attention.bands import Row
 from models.DPI.attention.kernels.launching import descriptor, on, power_of_2, readable
 from models.DPI.attention.kernels.noise import (
-    LOG2E,
     add_to_tile,
     deviates_of_tile,
     noise_factors,
@@ -20,6 +19,7 @@ from models.DPI.attention.kernels.noise import (
     rows_of_tile,
 )
 from models.DPI.attention.kernels.rotate import rotate_into
+from models.DPI.attention.kernels.softmax import capped, sink_of, softcap_factors
 from models.DPI.attention.kernels.tiles import load_tile, load_tile_band, prepare, record_of_tile, tiling
 from models.DPI.attention.noise import POOL_SIZE, Noise
 from models.DPI.attention.prepared import Launch, PrefillKey, PreparedPrefill
@@ -36,6 +36,8 @@ def attend(
     row: Row,
     *,
     scaling: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     noise: Noise | None = None,
     layer: int = 0,
     lse: Tensor | None = None,
@@ -55,7 +57,8 @@ def attend(
     pool, hash_keys = noise_tensors(noise if noisy else None, layer, heads, q.device)
     slope_factor, level_factor = noise_factors(noise)
     block_d = power_of_2(head_dim)
-    rotated_q = _rotate_queries(q, prepared, scaling * LOG2E)
+    factor, cap = softcap_factors(scaling, softcap)
+    rotated_q = _rotate_queries(q, prepared, factor)
     rotated = k.new_empty(prepared.num_slots, batch, kv_heads, num_keys, head_dim)
     queries = descriptor(rotated_q.flatten(0, 2), [1, tile.queries, block_d])
     keys = descriptor(rotated.flatten(0, 2), [1, tile.keys, block_d])
@@ -70,6 +73,7 @@ def attend(
                 values,
                 out,
                 lse,
+                sinks,
                 prepared.bounds,
                 launch.tiles,
                 pool,
@@ -85,6 +89,7 @@ def attend(
                 kv_heads,
                 batch,
                 num_keys - num_queries,
+                cap,
                 slope_factor,
                 level_factor,
                 GROUP=heads // kv_heads,
@@ -156,6 +161,7 @@ def _add_tiles(
     low_whole,
     high_whole,
     high,
+    cap,
     start,
     stop,
     pool,
@@ -193,7 +199,7 @@ def _add_tiles(
         if NOISY:
             deviate = deviates_of_tile(pool, rows, within, first_key, period, BM, BN, WARPS, POOL)
         k = keys.load([key_plane, first_key, 0]).reshape(BN, BLOCK_D)
-        x = tl.dot(q_tile, k.T)
+        x = capped(tl.dot(q_tile, k.T), cap)
         if NOISY:
             x = add_to_tile(x, deviate, index, first_key, slope, level, period, pattern, BM, BN, WARPS)
         if MASKED:
@@ -210,6 +216,7 @@ def prefill_kernel(
     values,
     out,
     lse,
+    sinks,
     bounds,
     tiles,
     pool,
@@ -225,6 +232,7 @@ def prefill_kernel(
     num_kv_heads,
     batch_size,
     past,
+    cap,
     slope_factor,
     level_factor,
     GROUP: tl.constexpr,
@@ -238,8 +246,8 @@ def prefill_kernel(
     WARPS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """See `attend`. queries: rotated, (BANDS * B * H, T, D), with 1/ln 2 and the scaling; keys: rotated,
-    (slots * B * Hkv, N, D); bounds, tiles, gates, std: see `prepared`; NOISY: a bit for each band.
+    """See `attend`. queries: rotated, (BANDS * B * H, T, D), times the first of `softcap_factors`, whose second is cap;
+    keys: rotated, (slots * B * Hkv, N, D); bounds, tiles, gates, std: see `prepared`; NOISY: a bit for each band.
     """
     # All tiles and query heads of one key head run side by side, so that its keys stay in the L2 cache.
     pid = tl.program_id(0)
@@ -257,6 +265,9 @@ def prefill_kernel(
     acc = tl.zeros([BM, BLOCK_D], tl.float32)
     top = tl.full([BM], _LOWEST, tl.float32)
     total = tl.zeros([BM], tl.float32)
+    if sinks is not None:
+        top = tl.zeros([BM], tl.float32) + sink_of(sinks, head)
+        total += 1.0
     index = row + past
     rows, within, slope, level = row, row, row.to(tl.float32), row.to(tl.float32)
     if NOISY:
@@ -298,6 +309,7 @@ def prefill_kernel(
                     first_whole,
                     end_whole,
                     end_tile,
+                    cap,
                     start,
                     stop,
                     pool,

@@ -33,6 +33,8 @@ class Case:
     past: int = 0
     length: int = LENGTH
     heads: tuple[int, int] = (4, 2)
+    softcap: float | None = None
+    sinks: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -59,6 +61,17 @@ CASES = [
     Case("noise", "dpi", NOISE),
     Case("noise, a step", "dpi", NOISE, past=LENGTH - 1),
     Case("noise and the row's mean", "dpi", {**NOISE, "scale_mean": 1, "addon_relcoef": 0}),
+    Case("soft cap", "dpi", CHUNK_FREE, softcap=0.7),
+    Case("soft cap, chunks, a piece", "dpi", CHUNKS, past=30, softcap=0.7),
+    Case("soft cap, a step", "repro_se", {"group_size": 4, "window_size": 9}, past=LENGTH - 1, softcap=0.7),
+    Case("soft cap and noise", "dpi", NOISE, softcap=0.7),
+    Case("soft cap and the row's mean", "dpi", {**NOISE, "scale_mean": 1}, softcap=0.7),
+    Case("sinks", "dpi", CHUNK_FREE, sinks=True),
+    Case("sinks, within the window", "dpi", CHUNK_FREE, length=WINDOW, sinks=True),
+    Case("sinks, three bands", "repro_chunkllama", {"local_window": 5}, heads=(6, 3), sinks=True),
+    Case("sinks, a step", "repro_yarn", {"factor": 4.0}, past=LENGTH - 1, sinks=True),
+    Case("sinks and noise", "dpi", NOISE, sinks=True),
+    Case("soft cap and sinks", "repro_ntk", {"factor": 4.0}, softcap=0.7, sinks=True),
     Case("uniform noise and the row's largest", "dpi", {**NOISE, "noise_type": "uniform", "scale_max": 1}),
 ]
 
@@ -77,18 +90,26 @@ def _tensors(batch: int, heads: tuple[int, int], past: int, length: int, dtype: 
     return [torch.randn(batch, *shape, 16, generator=generator).to(dtype) for shape in shapes]
 
 
-def _dense(method: Method, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _sinks(heads: int) -> Tensor:
+    return torch.linspace(-1.0, 2.0, heads)
+
+
+def _dense(
+    method: Method, q: Tensor, k: Tensor, v: Tensor, softcap: float | None = None, sinks: Tensor | None = None
+) -> Tensor:
     """By the oracle, from rotary positions of every pair."""
     length = k.shape[2]
     past = length - q.shape[2]
     terms = oracle.terms(method, WINDOW, past, length)
     inv_freq = oracle.inv_freq_of(method.segments(ROPE, past, length))
     logits = oracle.logits(q, k, inv_freq, terms, SCALING)
+    if softcap is not None:
+        logits = softcap * (logits / softcap).tanh()
     noise = method.noise(SEED)
     if noise is not None:
         value = draw(noise, LAYER, q.shape[1], torch.arange(past, length), torch.arange(length)).double()
         logits = oracle.with_noise(logits, method, terms, value, WINDOW, past, length)
-    return oracle.attend(logits, v)
+    return oracle.attend(logits, v, sinks)
 
 
 def _gradients(out: Tensor, inputs: list[Tensor], d_out: Tensor) -> list[Tensor]:
@@ -111,12 +132,29 @@ def test_gradients_are_those_of_the_definition(case: Case, impl: str) -> None:
     *inputs, d_out = _tensors(2, case.heads, case.past, case.length, torch.float32)
     inputs = [x.requires_grad_() for x in inputs]
     plan = _plan(method, Padding(None, case.past, case.length - case.past, 2))
-    q, k, v = inputs
-    out, _ = api.attend(q, k, v, plan, scaling=SCALING, layer=LAYER, impl=impl)
+    if case.sinks:
+        inputs.append(_sinks(case.heads[0]).requires_grad_())
+    q, k, v, *sinks = inputs
+    out, _ = api.attend(
+        q, k, v, plan, scaling=SCALING, softcap=case.softcap, sinks=next(iter(sinks), None), layer=LAYER, impl=impl
+    )
     exact = [x.detach().double().requires_grad_() for x in inputs]
-    expected = _dense(method, exact[0], exact[1], exact[2])
+    expected = _dense(method, exact[0], exact[1], exact[2], case.softcap, next(iter(exact[3:]), None))
     _assert_close([out.detach().double()], [expected.detach()])
     _assert_close(_gradients(out, inputs, d_out), _gradients(expected, exact, d_out))
+
+
+@pytest.mark.parametrize("impl", ["sdpa", "reference"])
+def test_sinks_alone_may_require_gradients(impl: str) -> None:
+    method = build_method("dpi", CHUNK_FREE, WINDOW)
+    q, k, v, d_out = _tensors(2, (4, 2), 0, LENGTH, torch.float64)
+    sinks = _sinks(4).double().requires_grad_()
+    plan = _plan(method, Padding(None, 0, LENGTH, 2))
+    out, _ = api.attend(q, k, v, plan, scaling=SCALING, sinks=sinks, impl=impl)
+    exact = _sinks(4).double().requires_grad_()
+    _assert_close(
+        _gradients(out, [sinks], d_out), _gradients(_dense(method, q, k, v, sinks=exact), [exact], d_out), 1e-6
+    )
 
 
 def test_every_method_is_tested() -> None:

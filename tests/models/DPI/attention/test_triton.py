@@ -60,7 +60,7 @@ def _tensors(
     return draw(heads, queries), draw(kv_heads, keys, 9), draw(kv_heads, keys, 9)
 
 
-def _by_definition(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scaling: float, layer: int) -> Tensor:
+def _by_definition(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scaling: float, layer: int, **softmax: Any) -> Tensor:
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     for row in plan.rows:
         keys = slice(row.left, row.left + row.length)
@@ -74,13 +74,16 @@ def _by_definition(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scaling: float, 
                 scaling=scaling,
                 noise=plan.noise,
                 layer=layer,
+                **softmax,
             )[0]
     return out
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, plan: Plan, out: Tensor, scaling: float, layer: int) -> None:
-    exact = _by_definition(q.double(), k.double(), v.double(), plan, scaling, layer)
-    plain = _by_definition(q, k, v, plan, scaling, layer)
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, out: Tensor, scaling: float, layer: int, **softmax: Any
+) -> None:
+    exact = _by_definition(q.double(), k.double(), v.double(), plan, scaling, layer, **softmax)
+    plain = _by_definition(q, k, v, plan, scaling, layer, **softmax)
     allowed = 2 * float((plain.double() - exact).abs().max())
     assert float((out.double() - exact).abs().max()) <= allowed  # NaN fails too
     assert float((out.double() - exact).norm() / exact.norm()) < (1e-2 if q.dtype == torch.bfloat16 else 2e-3)
@@ -100,6 +103,8 @@ class Case:
     window: int = 64
     batch: int = 1
     dtype: torch.dtype = torch.float16
+    softcap: float | None = None
+    sinks: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -109,11 +114,13 @@ class Case:
         padding = Padding(None, self.keys - self.queries, self.queries, self.batch)
         plan = _plan(self.method, self.params, self.window, self.head_dim, padding)
         scaling = self.head_dim**-0.5
+        sinks = torch.linspace(1.0, 6.0, self.heads[0], dtype=self.dtype, device=DEVICE) if self.sinks else None
+        softmax: dict[str, Any] = {"softcap": self.softcap, "sinks": sinks}
         if self.queries == 1:
-            out = fused.attend_one(q, k, v, plan, scaling=scaling, layer=layer)
+            out = fused.attend_one(q, k, v, plan, scaling=scaling, layer=layer, **softmax)
         else:
-            out = fused.attend(q, k, v, plan.rows[0], scaling=scaling, noise=plan.noise, layer=layer)
-        _check(q, k, v, plan, out, scaling, layer)
+            out = fused.attend(q, k, v, plan.rows[0], scaling=scaling, noise=plan.noise, layer=layer, **softmax)
+        _check(q, k, v, plan, out, scaling, layer, **softmax)
 
 
 SMALL = [
@@ -127,6 +134,9 @@ SMALL = [
     Case("whole tiles behind a boundary", "repro_se", 390, 40, 64, (1, 1), {"group_size": 7, "window_size": 200}, 256),
     Case("ChunkLlama", "repro_chunkllama", 219, 70, 128, (2, 1)),
     Case("YaRN", "repro_yarn", 100, 100, 256, (1, 1), {"factor": 4.0}),
+    Case("soft cap", "dpi", 217, 67, 256, (4, 2), CHUNK_FREE, softcap=1.5),
+    Case("sinks", "dpi", 187, 63, 64, (6, 2), CHUNK_FREE, sinks=True),
+    Case("soft cap, sinks and noise", "dpi", 151, 37, 64, (2, 1), NOISE, softcap=1.0, sinks=True),
 ]
 
 
@@ -144,21 +154,25 @@ def test_one_query_and_a_stretch_wider_than_a_tile() -> None:
     Case("wide", "dpi", 230, 1, 64, (2, 1), {"chunk_coe": 1, "local_window": 5}, 8).run()
 
 
+@pytest.mark.parametrize("with_sinks", [False, True])
 @pytest.mark.parametrize("queries", [1, 66])
-def test_log_sum_exp(queries: int) -> None:
+def test_log_sum_exp(queries: int, with_sinks: bool) -> None:
     keys, head_dim = 190, 64
+    sinks = torch.linspace(-1.0, 6.0, 4, device=DEVICE) if with_sinks else None
     q, k, v = _tensors(2, 4, 2, queries, keys, head_dim, torch.float16)
     plan = _plan("dpi", CHUNK_FREE, 64, head_dim, Padding(None, keys - queries, queries, 2))
     lse = torch.full((2, 4, queries), float("nan"), device=DEVICE)
     if queries == 1:
-        fused.attend_one(q, k, v, plan, scaling=0.1, lse=lse)
+        fused.attend_one(q, k, v, plan, scaling=0.1, sinks=sinks, lse=lse)
     else:
-        fused.attend(q, k, v, plan.rows[0], scaling=0.1, lse=lse)
+        fused.attend(q, k, v, plan.rows[0], scaling=0.1, sinks=sinks, lse=lse)
     past = keys - queries
     for segment in plan.rows[0].segments:
         at = slice(segment.first - past, segment.last - past)
         logits, covered = reference.logits_of(q[:, :, at].double(), k.double(), segment, scaling=0.1)
         expected = logits.masked_fill(~covered, float("-inf")).logsumexp(-1)
+        if sinks is not None:
+            expected = torch.logaddexp(expected, sinks.double()[None, :, None])
         assert torch.allclose(lse[:, :, at].double(), expected, atol=2e-3)
 
 
@@ -209,6 +223,12 @@ GRID = [
     Case("ChunkLlama", "repro_chunkllama", 2001, 999),
     Case("ChunkLlama, decoding", "repro_chunkllama", 2001, 1),
     Case("original", "repro_original", 129, 65),
+    Case("soft cap", "dpi", 2311, 1311, params=CHUNK_FREE, softcap=1.5),
+    Case("soft cap, decoding", "dpi", 2311, 1, params=CHUNK_FREE, softcap=1.5),
+    Case("sinks", "dpi", 2311, 1311, params=CHUNK_FREE, sinks=True),
+    Case("sinks, decoding", "dpi", 2311, 1, params=CHUNK_FREE, sinks=True),
+    Case("soft cap, sinks and noise", "dpi", 2049, 778, params=NOISE, softcap=1.0, sinks=True),
+    Case("soft cap, sinks and noise, decoding", "dpi", 1999, 1, params=NOISE, softcap=1.0, sinks=True),
 ]
 
 

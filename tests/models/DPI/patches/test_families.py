@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer as Words
+from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, StaticCache
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, StaticCache
 
+from models.DPI import dpi, dpi_withoutflash
 from models.DPI.losses import token_losses
 from models.DPI.methods import METHODS, build_method
-from models.DPI.patches import decoding
-from models.DPI.patches.families import FAMILIES, LOCAL, REFUSED, kinds_of_layers
-from models.DPI.patches.Llama import check_config, install, replays_decoding, uninstall
+from models.DPI.patches import Llama, decoding, forward_pass
+from models.DPI.patches.families import FAMILIES, LOCAL, REFUSED, kinds_of_layers, stock_attention_of
+from models.DPI.patches.Llama import check_config, install, observe, replays_decoding, uninstall
 from tests.models.DPI.helpers import CHUNKS, PARAMS, ROUNDING, WINDOW, in_pieces, logits, padded, put, tokens
 
 SHAPE: dict[str, Any] = {
@@ -64,6 +67,24 @@ OWN: dict[str, dict[str, Any]] = {
     "stablelm": {"partial_rotary_factor": 0.5},
     "gpt_neox": {"rotary_pct": 0.5},
     "nemotron": {"partial_rotary_factor": 0.5},
+    "gemma2": {
+        "sliding_window": 16,
+        "layer_types": MIXED,
+        "query_pre_attn_scalar": 17,
+        "attn_logit_softcapping": 3.0,
+        "final_logit_softcapping": 4.0,
+    },
+    "vaultgemma": {
+        "sliding_window": 16,
+        "layer_types": ["full_attention"] * 3,
+        "attn_logit_softcapping": 3.0,
+        "query_pre_attn_scalar": 9,
+    },
+    "gpt_oss": {
+        "sliding_window": 16,
+        "layer_types": MIXED,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},  # it would be YaRN
+    },
     "granite": {"attention_multiplier": 0.4, "logits_scaling": 3.0},
     "granitemoe": {"attention_multiplier": 0.4, "logits_scaling": 3.0},
 }
@@ -76,7 +97,7 @@ NOTHING_TO_CHANGE: dict[str, dict[str, Any]] = {
 
 def make(model_type: str, **options: Any) -> PreTrainedModel:
     """A random model of a family."""
-    experts = EXPERTS if "moe" in model_type or model_type == "mixtral" else {}
+    experts = EXPERTS if "moe" in model_type or model_type in ("mixtral", "gpt_oss") else {}
     torch.manual_seed(20)
     keys = SHAPE | experts | OWN.get(model_type, {}) | options
     if model_type == "gpt_neox":  # its configuration has no such key
@@ -101,6 +122,10 @@ def _close(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("stock", ["sdpa", "eager"])
 def test_within_the_window_it_is_the_stock_model(model: PreTrainedModel, stock: str) -> None:
     """To the bit: whole, padded, in pieces, and generated."""
+    if stock != stock_attention_of(model.config, stock):
+        with pytest.raises(ValueError, match="does not support"):
+            model.set_attn_implementation(stock)
+        return
     model.set_attn_implementation(stock)
     ids, mask = padded([13, 21])
 
@@ -212,6 +237,77 @@ def test_configurations_that_cannot_work(model_type: str, options: dict[str, Any
     config = AutoConfig.for_model(model_type, **(SHAPE | OWN[model_type] if model_type in OWN else SHAPE) | options)
     with pytest.raises(ValueError, match=said):
         check_config(config, build_method("dpi", CHUNKS))
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "gpt_oss", "vaultgemma"])
+@pytest.mark.parametrize("name", ["dpi", "repro_chunkllama"])
+def test_gradients_are_those_of_the_dense_computation_in_fp64(model_type: str, name: str) -> None:
+    """Of every parameter, sinks too; PyTorch's kernels in fp32 against all logits formed in fp64."""
+    ids, mask = padded([57, 40])
+
+    def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
+        out = model(ids, attention_mask=mask, use_cache=False).logits[mask.bool()]
+        (out.log_softmax(-1) * torch.linspace(-1, 1, out.shape[-1], dtype=out.dtype)).sum().backward()
+        return {key: x.grad.double() for key, x in model.named_parameters() if x.grad is not None}
+
+    found = gradients(put(make(model_type), name, attn_impl="sdpa"))
+    dense = make(model_type).double()
+    if model_type == "gpt_oss":
+        dense.set_experts_implementation("eager")  # the others know no fp64
+    expected = gradients(put(dense, name, attn_impl="reference"))
+    assert found.keys() == expected.keys()
+    assert any("sinks" in key for key in found) == (model_type == "gpt_oss")
+    for key, right in expected.items():
+        assert float((found[key] - right).norm()) <= 1e-4 * float(right.norm()) + 1e-7, key
+
+
+def test_feed_forward_blocks_in_pieces(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = tokens(2, 50)
+    put(model)
+    expected = logits(model, ids)
+    monkeypatch.setattr(Llama, "_FEED_FORWARD_TOKENS", {"cpu": 7})
+    _close(logits(model, ids), expected)
+
+
+@pytest.mark.parametrize("model_type", [name for name, family in FAMILIES.items() if not family.plain_softmax])
+@pytest.mark.parametrize("name", ["dpi", "repro_se"])
+def test_no_layer_forms_all_logits(model_type: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the stock attention would, layers that attend locally go over bands, in pieces and in padded batches."""
+    model = make(model_type)
+    ids, mask = padded([77, 40, 12])
+    if name == "dpi":
+        put(model, name, CHUNKS, attn_impl="sdpa")
+    else:
+        put(model, name, NOTHING_TO_CHANGE[name], attn_impl="sdpa")
+    expected = logits(model, ids, attention_mask=mask)[mask.bool()]
+    pieces = in_pieces(model, ids, [0, 66, 71, 72, 77], mask)[mask.bool()] if name == "repro_se" else expected
+    _close(pieces, expected)
+
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the stock attention ran")
+
+    monkeypatch.setattr(forward_pass, "eager_attention_of", lambda attention: never)
+    _close(logits(model, ids, attention_mask=mask)[mask.bool()], expected)
+    with pytest.raises(AssertionError, match="stock attention"):
+        logits(put(model, "dpi", CHUNKS), ids[:, -WINDOW:])
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gpt_oss"])
+def test_no_observer_of_a_softmax_that_is_not_plain(model_type: str) -> None:
+    model = put(make(model_type, layer_types=["full_attention"] * 3))
+    with pytest.raises(ValueError, match="soft cap or sinks"), observe(model, lambda *args: None):
+        pass
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gpt_oss", "vaultgemma"])
+@pytest.mark.parametrize("module", [dpi, dpi_withoutflash])
+def test_loading_takes_the_stock_attention_that_there_is(model_type: str, module: Any, tmp_path: Any) -> None:
+    make(model_type).save_pretrained(tmp_path)
+    words = Words(WordLevel({f"<{i}>": i for i in range(9)}, unk_token="<0>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<2>").save_pretrained(tmp_path)
+    model, _ = module.get_model_and_tokenizer(str(tmp_path), None, "dpi", CHUNKS, WINDOW, device="cpu")
+    ids = tokens(1, 50)
+    _close(logits(model, ids), logits(put(make(model_type), "dpi", CHUNKS), ids))
 
 
 def test_a_static_cache_of_a_model_with_local_layers() -> None:

@@ -96,7 +96,14 @@ def _loop_of(code: str) -> str:
     return min(loops, key=len, default="")
 
 
-def compile_case(method: str, params: dict[str, Any], queries: int, head_dim: int) -> list[dict[str, Any]]:
+def compile_case(
+    method: str,
+    params: dict[str, Any],
+    queries: int,
+    head_dim: int,
+    softcap: float | None = None,
+    with_sinks: bool = False,
+) -> list[dict[str, Any]]:
     """Every kernel that attention of 8 query heads and 2 key heads on 300 keys launches, W = 64."""
     found: list[dict[str, Any]] = []
     kernels = [(module, f"{name}_kernel") for name, module in MODULES.items()]
@@ -108,10 +115,11 @@ def compile_case(method: str, params: dict[str, Any], queries: int, head_dim: in
     )
     q = torch.zeros(1, 8, queries, head_dim, dtype=torch.bfloat16)
     k = torch.zeros(1, 2, 300, head_dim, dtype=torch.bfloat16)
+    sinks = torch.zeros(8, dtype=torch.bfloat16) if with_sinks else None
     if queries == 1:
-        decode.attend_one(q, k, k, plan, scaling=1.0)
+        decode.attend_one(q, k, k, plan, scaling=1.0, softcap=softcap, sinks=sinks)
     else:
-        prefill.attend(q, k, k, plan.rows[0], scaling=1.0, noise=plan.noise)
+        prefill.attend(q, k, k, plan.rows[0], scaling=1.0, softcap=softcap, sinks=sinks, noise=plan.noise)
     for (module, name), kernel in zip(kernels, originals, strict=True):
         setattr(module, name, kernel)
     return found

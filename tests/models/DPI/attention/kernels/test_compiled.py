@@ -14,7 +14,7 @@ NOISE = CHUNK_FREE | {"noise_type": "gaussian"}
 SHARED_MEMORY = 227 << 10
 
 
-def _compile(*cases: tuple[str, dict[str, Any], int, int]) -> list[dict[str, dict[str, int]]]:
+def _compile(*cases: tuple[Any, ...]) -> list[dict[str, dict[str, int]]]:
     """For each case its kernels by name."""
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
@@ -55,3 +55,23 @@ def test_prefill() -> None:
         assert kernel["stack"] == 0
         assert kernel["products"] >= 16
         assert case["rotate_kernel"]["stack"] == 0
+
+
+def test_soft_caps_and_sinks() -> None:
+    """Of Gemma 2's heads, gpt-oss's heads, and both with noise. Decoding heads of 256 spills no more than without."""
+    capped, sinks, both, capped_step, plain_step, sinks_step = _compile(
+        ("dpi", CHUNK_FREE, 100, 256, 50.0),
+        ("dpi", CHUNK_FREE, 100, 64, None, True),
+        ("dpi", NOISE, 100, 128, 50.0, True),
+        ("dpi", CHUNK_FREE, 1, 256, 50.0),
+        ("dpi", CHUNK_FREE, 1, 256),
+        ("dpi", CHUNK_FREE, 1, 64, None, True),
+    )
+    for case in (capped, sinks, both):
+        assert case["prefill_kernel"]["shared"] <= SHARED_MEMORY
+        assert case["prefill_kernel"]["stack"] == 0
+        assert case["prefill_kernel"]["products"] >= 16
+    assert capped_step["decode_kernel"]["stack"] <= plain_step["decode_kernel"]["stack"]
+    assert sinks_step["decode_kernel"]["stack"] <= 64
+    for case in (capped_step, sinks_step):
+        assert case["decode_kernel"]["shared"] <= SHARED_MEMORY // 2

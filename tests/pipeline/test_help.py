@@ -1,0 +1,40 @@
+import pytest
+
+from models.DPI.methods import METHODS
+from pipeline import help as ours
+from pipeline.config import RUN_KEYS
+from tasks import TASKS, get_task, task_names
+from tests.test_cli import Run, run
+
+__all__ = ["run"]
+
+
+def test_methods_are_those_of_the_registry() -> None:
+    """The source is read; what is imported must be the same."""
+    found = [(its.name, its.label, its.params) for its in ours.methods()]
+    assert found == [(name, method.label, tuple(method.model_fields)) for name, method in METHODS.items()]
+
+
+@pytest.mark.parametrize("script", ["pred", "eval", "collect_results"])
+def test_help_has_an_example_and_the_tasks_and_fits_80_columns(
+    run: Run, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setitem(TASKS, "a_new_one", ("tasks.needle", "TASK"))
+    code, out, _ = run(script, "--help")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert f"python {script}.py --" in out.partition("example:")[2]
+    listed = out.partition("tasks, and where")[2]
+    assert all(f"  {name} " in listed for name in TASKS)
+
+
+def test_help_of_pred_has_every_method_with_its_parameters_and_every_key(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    words = run("pred", "--help")[1].replace(",", " ").replace("*", " ").split()
+    assert set(METHODS) <= set(words)
+    assert {name for method in METHODS.values() for name in method.model_fields} <= set(words)
+    assert set(words) >= RUN_KEYS
+    assert {name for task in task_names() for name in get_task(task).Options.model_fields} <= set(words)
