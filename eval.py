@@ -21,7 +21,7 @@ from pipeline.cli import (
     complain,
     make_parser,
     run_script,
-)  # fmt: skip
+)
 from pipeline.help import tasks_help
 from pipeline.score_table import say, show_scores
 from pipeline.scoring import NothingPredictedError, score_experiment

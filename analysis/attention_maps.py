@@ -226,6 +226,7 @@ def _draw(
                       color=WINDOW_COLOUR, ha="right", va="bottom",
                       bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"})  # fmt: skip
         axis.set_title(style_of(name).label, fontsize=10, color=DARK)
+        axis.spines[:].set(color=style_of(name).colour, linewidth=2)
         axis.tick_params(labelsize=8)
     # The label must fit beside the bar, which beside one row of panels is short.
     bar = figure.colorbar(image, ax=axes, shrink=0.9 if len(small) <= COLUMNS else 0.6, pad=0.015, extend="both")

@@ -79,6 +79,7 @@ def draw(distances: Mapping[str, Distances], window: int, notes: Mapping[str, st
         image = _panel(axis, seen, window)
         style = style_of(method)
         axis.set_title(f"{style.label}\n{notes[method]}", fontsize=9, color=DARK)
+        axis.spines[:].set(color=style.colour, linewidth=2)
     bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.015, extend="max")
     bar.set_label("distance seen, thousand tokens", fontsize=9)
     bar.ax.yaxis.set_major_formatter(FuncFormatter(_thousands))

@@ -20,6 +20,7 @@ from analysis.attention_maps import (
     distance_groups,
     draw_differences,
     draw_logit_maps,
+    draw_maps,
     logit_thumbnail,
     mean_attention,
     mean_logits,
@@ -28,10 +29,12 @@ from analysis.attention_maps import (
 )
 from models.DPI import dpi, dpi_withoutflash
 from models.DPI.attention.bands import Plan
+from models.DPI.methods import METHODS as METHODS_BY_NAME
 from models.DPI.methods import build_method
 from models.DPI.methods.dpi import DPI
 from models.DPI.methods.selfextend import SelfExtend
 from models.DPI.patches.Llama import install, installed_method, observe, uninstall
+from tasks.pictures.style import DARK
 from tests.models.DPI import oracle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -240,3 +243,17 @@ def test_bars_have_the_colours_of_their_methods() -> None:
     figure = draw_differences(table, window=4)
     found = [to_hex(bar.get_facecolor()).upper() for bar in figure.axes[0].patches]
     assert found == [DPI.colour, SelfExtend.colour]
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5])
+def test_the_colour_bars_label_lies_within_the_figure(count: int) -> None:
+    names = list(METHODS_BY_NAME)[:count]
+    figure = draw_maps({name: torch.full((77, 77), 0.1).tril() + torch.eye(77) for name in names}, WINDOW)
+    figure.canvas.draw()
+    label = figure.axes[-1].yaxis.label.get_window_extent()
+    assert label.y0 >= 0
+    assert label.y1 <= figure.bbox.height
+    assert label.x1 <= figure.bbox.width
+    panel = figure.axes[0]
+    assert panel.title.get_color() == DARK
+    assert to_hex(panel.spines["left"].get_edgecolor()).upper() == METHODS_BY_NAME[names[0]].colour

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 from typing_extensions import override
 
 from analysis import positions
@@ -71,8 +72,8 @@ def test_a_new_method_is_studied_and_its_positions_are_drawn(toy: type[Toy], sub
     index = seen["toy"].queries
     torch.testing.assert_close(seen["toy"].distance[-1], (index[-1] - index) / 4, check_dtype=False)
     notes = {name: describe(params) for name, params in methods.items()}
-    panels = {axis.get_title(): axis.title.get_color() for axis in positions.draw(seen, 512, notes).axes}
-    assert panels["Toy\nfactor = 4"] == Toy.colour
+    panels = {axis.get_title(): axis.spines["left"].get_edgecolor() for axis in positions.draw(seen, 512, notes).axes}
+    assert panels["Toy\nfactor = 4"] == to_rgba(Toy.colour)
 
 
 def test_a_new_method_finds_needles(toy: type[Toy], subject: Subject) -> None:
