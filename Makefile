@@ -1,8 +1,8 @@
 # make demo, make test, make test-versions, make lint, make notebook: each makes .venv if it is missing.
 PYTHON ?= python3
 VENV := .venv/bin
-# The oldest and the newest version of transformers that work, and what is tested against them.
-TRANSFORMERS := 5.4.0 5.24.0
+# The oldest and the newest version of transformers on which all families work, and what is tested against them.
+TRANSFORMERS := 5.17.0 5.24.0
 VERSION_TESTS := tests/models/DPI/test_golden.py tests/models/DPI/patches
 
 .PHONY: demo test test-versions lint notebook clean

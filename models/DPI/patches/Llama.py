@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedConfig, PreTrainedModel, StaticCache
+from transformers import PreTrainedConfig, PreTrainedModel, StaticCache
 from transformers.generation.configuration_utils import GenerationMode
 
 from models.DPI.attention import api
@@ -27,6 +28,7 @@ from models.DPI.patches.families import (
     FULL,
     LOCAL,
     Family,
+    calls_interface,
     family_of,
     has_one_plan,
     kinds_of_layers,
@@ -100,9 +102,20 @@ def install(
             "the model shares its config object with a model that has a method, so one would attend as the other; "
             "build each model from its own copy (copy.deepcopy(config))"
         )
+    family = family_of(config)
+    if not family.plain_softmax and config._attn_implementation == "sdpa":
+        raise ValueError(
+            "the model attends by sdpa, which leaves its soft cap or its sinks out; load it with "
+            "attn_implementation = 'eager'"
+        )
     base: Any = inner.base_model
+    if not calls_interface(base):
+        raise ValueError(
+            f"transformers {transformers.__version__} does not hand the attention of a {type(base).__name__} to its "
+            "attention interface, where methods take it over; take a newer version of transformers"
+        )
     installation = Installation(
-        family=family_of(config),
+        family=family,
         kinds=tuple(kinds_of_layers(config)),
         with_head=inner is not base,
         method=method,
@@ -234,7 +247,7 @@ class Installation:
         forward_pass = self._begin(base, kwargs)
         with forward_pass.run():
             output = self.decoding.run(base, stock, forward_pass, kwargs)
-        found = output if isinstance(output, tuple) else (output.get("past_key_values"),)
+        found = output if isinstance(output, tuple) else (caches.cache_in(output),)
         for cache in found:
             caches.mark(cache, self.owner, running_owner)
         return output
@@ -280,7 +293,7 @@ class Installation:
                 "method, whose keys it would not rotate; uninstall the method first, and install it again after"
             )
         ids, embeddings, mask = (kwargs.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask"))
-        cache: Cache | None = kwargs.get("past_key_values")
+        cache = caches.cache_in(kwargs)
         if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
             raise ValueError(
                 "attention_mask has four dimensions, and methods need to know which tokens are real; give one of two, "
@@ -313,6 +326,7 @@ class Installation:
             stock_rotary=base.rotary_emb.stock,
             position_ids=kwargs.get("position_ids"),
             dtype=base.get_input_embeddings().weight.dtype if embeddings is None else embeddings.dtype,
+            has_cache=cache is not None,
             observer=observed[1] if observed is not None and observed[0] == self.owner else None,
         )
 

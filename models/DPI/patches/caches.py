@@ -2,12 +2,26 @@
 go on from them; each cache carries the mark of the method that filled it.
 """
 
+import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 from transformers import Cache
+
+NAMES = ("past_key_values", "cache")  # the second since transformers 5.24
+
+
+def cache_in(values: Mapping[str, Any]) -> Cache | None:
+    """The cache among a pass's arguments or outputs, whatever this version of transformers calls it."""
+    found: Cache | None = next((values[name] for name in NAMES if values.get(name) is not None), None)
+    return found
+
+
+def name_in(forward: Callable[..., Any]) -> str:
+    """What a forward pass calls its cache."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def length_of(cache: Cache | None) -> int:

@@ -22,13 +22,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from models.DPI.attention import api, triton
 from models.DPI.attention.bands import Plan
 from models.DPI.attention.prepared import PreparedStep
+from models.DPI.patches import caches
 from models.DPI.patches.families import head_dim_of, kv_heads_of
 from models.DPI.patches.forward_pass import ARGUMENT, ForwardPass
 
 logger = logging.getLogger(__name__)
 
 # What a replayed forward pass may be given: these, and these only with their usual values.
-_TAKEN = {"input_ids", "past_key_values", "attention_mask", "position_ids", "cache_position"}
+_TAKEN = {"input_ids", *caches.NAMES, "attention_mask", "position_ids", "cache_position"}
 _USUAL = {"use_cache": True, "return_dict": True, "output_attentions": False, "output_hidden_states": False}
 
 
@@ -66,7 +67,7 @@ class RecordedDecoding:
     def run(self, base: nn.Module, stock: Callable[..., Any], forward_pass: ForwardPass, kwargs: dict[str, Any]) -> Any:
         """The output of the base model. stock: its own forward pass, which also runs what is not replayed."""
         input_ids: Tensor | None = kwargs.get("input_ids")
-        cache: Any = kwargs.get("past_key_values")
+        cache: Any = caches.cache_in(kwargs)
         if input_ids is None or not self._fits(base, input_ids, cache, kwargs, forward_pass):
             self._of_thread.recording = None
             return stock(**kwargs, **{ARGUMENT: forward_pass})
@@ -194,7 +195,7 @@ def _is_static(cache: object) -> bool:
 
 
 def _hidden(stock: Callable[..., Any], input_ids: Tensor, cache: Any, forward_pass: ForwardPass) -> Tensor:
-    output = stock(input_ids=input_ids, past_key_values=cache, use_cache=True, **{ARGUMENT: forward_pass})
+    output = stock(input_ids=input_ids, use_cache=True, **{caches.name_in(stock): cache, ARGUMENT: forward_pass})
     hidden: Tensor = output.last_hidden_state
     return hidden
 

@@ -129,6 +129,11 @@ def stock_attention_of(config: PreTrainedConfig, wanted: str) -> str:
     return wanted if family_of(config).plain_softmax else "eager"
 
 
+def calls_interface(base: nn.Module) -> bool:
+    """Whether a base model's attention goes through transformers' attention interface; not all did in old versions."""
+    return hasattr(sys.modules[type(base).__module__], "ALL_ATTENTION_FUNCTIONS")
+
+
 def eager_attention_of(attention: nn.Module) -> Callable[..., Any]:
     """The family's own attention by the definition."""
     found: Callable[..., Any] = sys.modules[type(attention).__module__].eager_attention_forward

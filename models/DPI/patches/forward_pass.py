@@ -57,7 +57,7 @@ class ForwardPass:
     model. attn_impl: see `attention.api`.
     stock_implementation: transformers' name of what attends where the plan is plain. stock_rotary: the model's rotary
     module; position_ids (B or 1, T) and dtype, of the hidden states, are what it is called with.
-    whole_cache: attention gets a static cache as it is, with the zeros of its free places.
+    has_cache: one was given. whole_cache: attention gets a static cache as it is, with the zeros of its free places.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class ForwardPass:
         position_ids: Tensor | None,
         dtype: torch.dtype,
         observer: Observer | None = None,
+        has_cache: bool = True,
         whole_cache: bool = False,
     ) -> None:
         """See the class."""
@@ -87,6 +88,7 @@ class ForwardPass:
         self.attn_impl = attn_impl
         self.stock_implementation = stock_implementation
         self.observer = observer
+        self.has_cache = has_cache
         self.whole_cache = whole_cache
         self._rotary = stock_rotary
         self._position_ids = position_ids
@@ -137,6 +139,11 @@ class ForwardPass:
         number: int = layer.layer_idx  # type: ignore[assignment]
         n = key.shape[2] if self.whole_cache else self.padding.past + query.shape[2]  # a static cache is longer
         local = self.kinds[number] != FULL
+        if not self.has_cache and key.shape[2] != query.shape[2]:
+            raise ValueError(
+                f"layer {number} has {key.shape[2]} keys for {query.shape[2]} tokens, and no cache was given; "
+                "give the cache as past_key_values"
+            )
         rotates = self.family.rotates(layer)
         plan = self.plan if rotates else self._plan_without_rotation
         if self.observer is not None:

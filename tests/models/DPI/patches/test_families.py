@@ -4,6 +4,7 @@ NTK and YaRN with factor 1 and SelfExtend with groups of one go through bands, t
 the model's positions as they are: what they compute must be what the stock model computes with its own rotation.
 """
 
+import sys
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from models.DPI import dpi, dpi_withoutflash
 from models.DPI.losses import token_losses
 from models.DPI.methods import METHODS, build_method
-from models.DPI.patches import Llama, decoding, forward_pass
+from models.DPI.patches import Llama, caches, decoding, forward_pass
 from models.DPI.patches.families import FAMILIES, LOCAL, REFUSED, kinds_of_layers, stock_attention_of
 from models.DPI.patches.Llama import check_config, install, observe, replays_decoding, uninstall
 from tests.models.DPI.helpers import CHUNKS, PARAMS, ROUNDING, WINDOW, in_pieces, logits, padded, put, tokens
@@ -102,8 +103,9 @@ def make(model_type: str, **options: Any) -> PreTrainedModel:
     keys = SHAPE | experts | OWN.get(model_type, {}) | options
     if model_type == "gpt_neox":  # its configuration has no such key
         del keys["num_key_value_heads"]
-    stock = keys.pop("attn_implementation", None)
+    stock = keys.pop("attn_implementation", "sdpa")
     config = AutoConfig.for_model(model_type, **keys)
+    stock = stock_attention_of(config, stock)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=stock).eval()
     return model
 
@@ -122,11 +124,7 @@ def _close(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("stock", ["sdpa", "eager"])
 def test_within_the_window_it_is_the_stock_model(model: PreTrainedModel, stock: str) -> None:
     """To the bit: whole, padded, in pieces, and generated."""
-    if stock != stock_attention_of(model.config, stock):
-        with pytest.raises(ValueError, match="does not support"):
-            model.set_attn_implementation(stock)
-        return
-    model.set_attn_implementation(stock)
+    model.set_attn_implementation(stock_attention_of(model.config, stock))
     ids, mask = padded([13, 21])
 
     def everything() -> list[Tensor]:
@@ -293,6 +291,14 @@ def test_no_layer_forms_all_logits(model_type: str, name: str, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("model_type", ["gemma2", "gpt_oss"])
+def test_no_stock_attention_that_leaves_the_cap_or_the_sinks_out(model_type: str) -> None:
+    model = make(model_type)
+    model.config._attn_implementation = "sdpa"  # older versions of transformers let it be chosen
+    with pytest.raises(ValueError, match=r"sdpa.* attn_implementation = 'eager'"):
+        put(model)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gpt_oss"])
 def test_no_observer_of_a_softmax_that_is_not_plain(model_type: str) -> None:
     model = put(make(model_type, layer_types=["full_attention"] * 3))
     with pytest.raises(ValueError, match="soft cap or sinks"), observe(model, lambda *args: None):
@@ -315,6 +321,22 @@ def test_a_static_cache_of_a_model_with_local_layers() -> None:
     assert LOCAL in model.config.layer_types
     with pytest.raises(ValueError, match=r"static cache .* use the default cache"):
         model(tokens(1, 50), past_key_values=StaticCache(config=model.config, max_cache_len=96))
+
+
+def test_an_attention_that_does_not_ask_the_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Nemotron's in old versions of transformers, which a method would change in half."""
+    model = make("nemotron")
+    monkeypatch.delattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS")
+    with pytest.raises(ValueError, match=r"transformers \d.* NemotronModel .*take a newer version"):
+        put(model)
+
+
+def test_a_cache_under_a_name_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = put(make("llama"))
+    cache = model(tokens(1, 40), use_cache=True).past_key_values
+    monkeypatch.setattr(caches, "NAMES", ("another name",))
+    with pytest.raises(ValueError, match=r"layer 0 has 43 keys for 3 tokens, and no cache"):
+        model(tokens(1, 3), past_key_values=cache)
 
 
 def test_a_model_of_local_layers_alone() -> None:
