@@ -74,6 +74,8 @@ def complaints(error: ValidationError, known: Iterable[str] = (), *, noun: str =
         name = _name(item["loc"])
         if item["type"] == "extra_forbidden":
             said.append(f"unknown {noun} {name!r}{did_you_mean(name, known)}")
+        elif item["type"] == "missing" and isinstance(item["loc"][-1], int):  # of a list of a fixed length
+            said.append(f"{_name(item['loc'][:-1])} = {list(item['input'])!r}: has too few entries")
         elif item["type"] == "missing":
             said.append(f"the {noun} {name!r} is missing")
         elif item["type"] == "value_error":

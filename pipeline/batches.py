@@ -139,12 +139,13 @@ class Batches:
     def _predict_pool(self, options: Options, dataset: str, records: Sequence[Record]) -> Iterator[Line]:
         members: list[_Member] = []
         for record in records:
-            dialogue = self._task.dialogue(options, dataset, record, self._engine.tokenizer)
-            said = _go_on(next, dialogue)
-            if isinstance(said, Request):
-                members.append(_Member(record, dialogue, said))
-            else:
+            dialogue = attempt(self._task.dialogue, options, dataset, record, self._engine.tokenizer)
+            if isinstance(dialogue, Failure):
+                yield finished(dataset, record, dialogue)
+            elif not isinstance(said := _go_on(next, dialogue), Request):
                 yield finished(dataset, record, said)
+            else:
+                members.append(_Member(record, dialogue, said))
         while members:
             speaking: list[_Member] = []
             for member, found in self._generate(members):

@@ -19,7 +19,7 @@ import pred
 from pipeline import store
 from pipeline.cli import run_script
 from tasks import get_task
-from tasks.base import Engine, Line, Record, Task
+from tasks.base import Dialogue, Record, Task
 from tasks.options import Options
 from tests.pipeline.small import WORDS, save_model
 
@@ -143,20 +143,22 @@ def test_results_go_where_they_are_asked_to(place: Path, run: Run) -> None:
 def test_a_record_that_fails_is_exit_code_three_until_it_succeeds(
     place: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = type(get_task("needle")).predict
+    needle: Any = type(get_task("needle"))
+    real = needle.dialogue
 
-    def sometimes(self: Task, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
+    def sometimes(self: Task, options: Options, dataset: str, record: Record, tokenizer: Any) -> Dialogue:
         if record["depth_percent"] == 12.5:
             raise MemoryError("no room")
-        return real(self, engine, options, dataset, record)
+        dialogue: Dialogue = real(self, options, dataset, record, tokenizer)
+        return dialogue
 
-    monkeypatch.setattr(type(get_task("needle")), "predict", sometimes)
+    monkeypatch.setattr(needle, "dialogue", sometimes)
     code, _, err = run("pred", "--cfg", "needle.toml")
     assert code == 3
     assert "1 records have no prediction" in err
     path = place / "results/needle/pred/dpi-tiny-64-to-256/needle.jsonl"
     assert [line.get("error") for line in store.read_lines(path)] == [None, "MemoryError: no room", *[None] * 4]
-    monkeypatch.setattr(type(get_task("needle")), "predict", real)
+    monkeypatch.setattr(needle, "dialogue", real)
     assert run("pred", "--cfg", "needle.toml")[0] == 0
     assert not any(store.is_failed(line) for line in store.read_lines(path))
 

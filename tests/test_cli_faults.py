@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import openpyxl
 import pytest
 
 from pipeline import store
 from tasks import get_task
-from tasks.base import Engine, Line, Record, Task
+from tasks.base import Dialogue, Record, Task
 from tasks.options import Options
 from tests.test_cli import ROOT, Run, model, place, run, snapshot
 
@@ -56,10 +57,10 @@ def test_a_bad_experiment_does_not_stop_the_others(place: Path, run: Run) -> Non
 def test_where_every_needle_record_failed_eval_and_collect_say_so(
     place: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(self: Task, engine: Engine, options: Options, dataset: str, record: Record) -> Line:
+    def fails(self: Task, options: Options, dataset: str, record: Record, tokenizer: Any) -> Dialogue:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(type(get_task("needle")), "predict", fails)
+    monkeypatch.setattr(type(get_task("needle")), "dialogue", fails)
     assert run("pred", "--cfg", "needle.toml")[0] == 3
     code, out, _ = run("eval", "--task", "needle", "--exp", "all")
     assert code == 0
