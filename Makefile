@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: demo test lint notebook clean
+.PHONY: demo test lint notebook fuzz mutants clean
 
 .venv/ready: requirements.txt requirements-dev.txt
 	test -x $(VENV)/python || $(PYTHON) -m venv .venv
@@ -23,6 +23,12 @@ lint: .venv/ready
 
 notebook: .venv/ready
 	$(VENV)/python tools/run_notebook.py
+
+fuzz: .venv/ready
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m fuzz tests/test_fuzz_scripts.py
+
+mutants: .venv/ready
+	OMP_NUM_THREADS=1 $(VENV)/python -m tools.mutants
 
 clean:
 	rm -rf .venv

@@ -25,13 +25,23 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
+_METHODS = ["tests/models/DPI/methods", "tests/models/DPI/test_planning.py", "tests/models/DPI/test_help_funcs.py"]
+_ATTENTION = [
+    f"tests/models/DPI/attention/test_{name}.py"
+    for name in ("reference", "tables", "noise", "sdpa", "api", "backends", "lifetime", "gradients")
+]
 TESTS = {
-    "models/DPI/methods": ["tests/models/DPI/methods", "tests/models/DPI/test_planning.py"],
-    "models/DPI/attention": ["tests/models/DPI/attention", "tests/models/DPI/methods"],
+    "models/DPI/methods": _METHODS,
+    "models/DPI/attention": [*_ATTENTION, *_METHODS],
     "tasks/metrics": ["tests/tasks/metrics", "tests/tasks/test_leval.py", "tests/tasks/test_longbench.py"],
 }
 """Which tests are run for the files of a folder."""
 LEFT_OUT = ("kernels", "triton.py", "__init__.py")
+PRELOADED = (
+    "hypothesis", "pydantic", "pytest", "rouge", "rouge_score.rouge_scorer", "torch", "transformers.modeling_utils",
+    "transformers.models.llama.modeling_llama", "transformers.tokenization_utils_tokenizers",
+)  # fmt: skip
+"""What takes seconds to import; every fork has it."""
 SECONDS = 240
 """For the tests of one mutant: one that runs for ever is noticed too."""
 
@@ -158,8 +168,8 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     os.chdir(ROOT)
     os.environ.setdefault("TRITON_INTERPRET", "1")
-    import transformers  # noqa: F401  here, so that every fork has it
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast  # noqa: F401
+    for name in PRELOADED:
+        importlib.import_module(name)
 
     folders = {
         folder: [mutant for path in sorted((ROOT / folder).glob("*.py")) if path.name not in LEFT_OUT
