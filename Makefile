@@ -5,7 +5,7 @@ VENV := .venv/bin
 TRANSFORMERS := 5.17.0 5.24.0
 VERSION_TESTS := tests/models/DPI/test_golden.py tests/models/DPI/patches
 
-.PHONY: demo test test-versions lint notebook clean
+.PHONY: demo test test-versions lint notebook fuzz mutants clean
 
 .venv/ready: requirements.txt requirements-dev.txt
 	test -x $(VENV)/python || $(PYTHON) -m venv .venv
@@ -40,6 +40,12 @@ lint: .venv/ready
 
 notebook: .venv/ready
 	$(VENV)/python tools/run_notebook.py
+
+fuzz: .venv/ready
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -m fuzz tests/test_fuzz_scripts.py
+
+mutants: .venv/ready
+	OMP_NUM_THREADS=1 $(VENV)/python -m tools.mutants
 
 clean:
 	rm -rf .venv .versions

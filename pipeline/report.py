@@ -157,7 +157,12 @@ def _draw(experiments: Sequence[Experiment], task: Task, path: Path) -> list[Pat
     for experiment in experiments:
         if experiment not in drawn:
             logger.warning("%s has no scores (%s); it is left out of the picture", experiment.name, experiment.status)
-    figure = task.draw(drawn) if drawn else None
+    try:
+        figure = task.draw(drawn) if drawn else None
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        # Scores had the right shape, so this may be a bug: the traceback goes to the log.
+        said = f"{type(error).__name__}: {error}"
+        raise UserError(f"{str(path)!r} cannot be drawn from the {RESULT_FILE} of its experiments ({said})") from error
     if figure is None:
         _leave_out(path, "nothing to draw")
         return []

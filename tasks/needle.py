@@ -163,7 +163,10 @@ class NeedleTask(HiddenAnswer):
         """By length in tokens, the mean over depths."""
         cells: dict[int, list[float]] = defaultdict(list)
         for cell in results.get(file, ()):
-            cells[cell["context_length"]].append(cell["score"])
+            length, depth = cell["context_length"], cell["depth_percent"]
+            if not all(isinstance(value, int | float) for value in (length, depth)):
+                raise TypeError(f"context_length = {length!r}, depth_percent = {depth!r} are not two numbers")
+            cells[length].append(cell["score"])
         return {
             str(length): detailed(math.fsum(scores) / len(scores), results, "by_length", str(length))
             for length, scores in sorted(cells.items())

@@ -20,8 +20,10 @@ TINY = ROOT / "models" / "tiny"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """GPU tests are skipped, and say so, where there is no GPU."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """GPU tests are skipped, and say so, where there is no GPU; long ones run where they are asked for by name."""
+    if "fuzz" not in config.option.markexpr:
+        items[:] = [item for item in items if "fuzz" not in item.keywords]
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

@@ -221,3 +221,23 @@ def test_a_result_of_another_shape_is_named(tmp_path: Path, task: Task, content:
         store.write_json(tmp_path / task.folder / "dpi-x/result_detail.json", detail)
         with pytest.raises(UserError, match=r"result_detail\.json'"):
             collect(tmp_path, task)
+
+
+@pytest.mark.parametrize("cell", [{"context_length": 1000, "score": 1.0}, {"depth_percent": [5], "score": 1.0}])
+def test_needles_without_a_place_are_named(tmp_path: Path, cell: dict[str, Any]) -> None:
+    experiment(tmp_path, NEEDLE, "dpi-x", "dpi", {"result.json": [{"context_length": 1000, **cell}]})
+    with pytest.raises(UserError, match=r"result\.json' has not the shape that needle writes"):
+        collect(tmp_path, NEEDLE)
+
+
+def test_results_that_cannot_be_drawn_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment(tmp_path, SQUARES, "dpi-x", "dpi", {"result.json": {"a": 1.0}})
+
+    def draw(*_: object) -> None:
+        raise KeyError("somewhere")
+
+    monkeypatch.setattr(type(SQUARES), "draw", draw)
+    said = r"squares\.png' cannot be drawn from the result\.json of its experiments \(KeyError: 'somewhere'\)"
+    with pytest.raises(UserError, match=said) as error:
+        collect(tmp_path, SQUARES)
+    assert isinstance(error.value.__cause__, KeyError)

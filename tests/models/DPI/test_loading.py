@@ -357,3 +357,13 @@ def test_every_part_of_a_model_is_told_not_to_trust(folder: Path, monkeypatch: p
         monkeypatch.setattr(kind, "from_pretrained", read)
     dpi.get_model_and_tokenizer(str(folder), None, "repro_original", {}, device="cpu")
     assert told[:3] == [False] * 3
+
+
+@pytest.mark.timeout(60)
+def test_layers_without_end_are_refused(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        shutil.copy(file, tmp_path / file.name)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 100_000_000}))
+    with pytest.raises(ValueError, match="num_hidden_layers = 100000000 must be at most 10000"):
+        dpi.get_model_and_tokenizer(str(tmp_path), None, "repro_original", {})
