@@ -26,6 +26,7 @@ KNOW_TRANSFORMERS = {
     "pipeline.model_loader", "pipeline.dry_run",
     "analysis.study", "analysis.attention_maps", "analysis.lengths", "analysis.logits",
     "benchmarks.model",
+    "tools.fit_dpe",
     "tools.measure_tiny", "tools.tiny_data", "tools.train_tiny",
 }  # fmt: skip
 
