@@ -83,7 +83,9 @@ def _columns(folder: Path, task: Task, file: str, results: Mapping[str, Any]) ->
         return {printable(name): _checked(score) for name, score in found.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         said = f"{type(error).__name__}: {error}"
-        raise UserError(f"{str(folder / file)!r} has not the shape that {task.name} writes ({said})") from error
+        raise UserError(
+            f"{str(folder / file)!r} has not the shape that {task.name} writes, or {DETAIL_FILE} beside it ({said})"
+        ) from error
 
 
 def _checked(score: Score) -> Score:

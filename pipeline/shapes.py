@@ -7,7 +7,7 @@ own to say.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
@@ -65,17 +65,18 @@ class LineShape(_Shape):
     pred: str | int | float | None = None
     answers: list[str] | str | None = None
     all_classes: list[str] | None = None
-    length: int | float | None = None
+    length: float = 0
     prefill_len: NonNegativeInt | None = None
     final_len: NonNegativeInt | None = None
     prompt_len: NonNegativeInt | None = None
     evaluation: str | None = None
-    turn: Annotated[int, Field(ge=0)] | None = None
-    context_length: PositiveInt | None = None
-    depth_percent: float | None = None
-    loss_sum: float | None = None
-    loss_sums: dict[str, float] | None = None
-    scored_tokens: NonNegativeInt | None = None
+    # What is scored may be absent, which the benchmark says, but not null.
+    turn: NonNegativeInt = 0
+    context_length: PositiveInt = 1
+    depth_percent: float = 0
+    loss_sum: float = 0
+    loss_sums: dict[str, float] = Field(default_factory=dict)
+    scored_tokens: NonNegativeInt = 0
 
 
 def check_run(run: Any, source: str) -> dict[str, Any]:

@@ -105,8 +105,10 @@ class Place:
                 errors = [line for line in err.splitlines() if line.startswith("error: ")]
                 assert len(errors) == 1 or (code != "2" and not errors), what
                 # A value that is wrong for the model or the method is named by its key.
-                names = {"model": [path.parent.name]}.get(path.parent.name, [path.name, path.stem])
-                keys = ["model", "params", "data_dir", "max_pe"] if path.suffix == ".toml" else []
+                names = {"model": [path.parent.name]}.get(
+                    path.parent.name, [path.name, path.stem, str(path.parent.relative_to(self.root))]
+                )
+                keys = ["model", "method", "data_dir", "max_pe"] if path.suffix == ".toml" else []
                 assert not errors or any(name in errors[0] for name in names + keys), what
                 assert took < 30, f"{took:.0f} s: {what}"
                 if ends is not None:
@@ -163,6 +165,10 @@ CORPUS: list[tuple[str, bytes | Change]] = [
     *(("results/needle/pred/e/needle.jsonl", Change(kind)) for kind in RAW),
     *(("results/lb/pred/e/run.json", Change(kind)) for kind in RAW),
     *(("results/pg19/pred/e/result.json", Change(kind)) for kind in ("digits", "deep", "NaN", "list", "text")),
+    ("results/needle/pred/e/result.json", b'[{"context_length": 150, "score": 1.0}]'),
+    ("results/needle/pred/e/result.json", b'[{"context_length": 150, "depth_percent": [null], "score": 1.0}]'),
+    ("results/pg19/pred/e/pg19.jsonl", json.dumps({**LINES["pg19"], "loss_sum": None}).encode()),
+    ("results/pg19/pred/e/pg19.jsonl", json.dumps({**LINES["pg19"], "loss_sums": None}).encode()),
     *(("results/le/pred/e/tpo.jsonl", Change("set", 0.3, value)) for value in WRONG[::3]),
     ("model/model.safetensors.index.json", shard_index("pytorch_model.bin")),
     ("model/model.safetensors", Change("cut", 0.7)),
@@ -189,6 +195,7 @@ def draw(place: Place, files: list[str], number: int, count: int, ends: Ends | N
         max_examples=count,
         deadline=None,
         database=None,
+        report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate],  # a case is small as it is
     )

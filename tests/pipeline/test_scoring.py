@@ -7,6 +7,7 @@ import pytest
 
 from pipeline import store
 from pipeline.scoring import config_of_run, score_experiment
+from pipeline.shapes import check_line
 from tasks import get_task
 from tasks.base import Line
 from tasks.errors import UserError
@@ -181,3 +182,12 @@ def test_an_answer_that_is_a_text_is_scored_whole(tmp_path: Path) -> None:
         score_experiment(tmp_path, get_task("longbench"))
         scores.append(json.loads((tmp_path / "result.json").read_text()))
     assert scores == [{"qasper": 100.0}] * 2
+
+
+@pytest.mark.parametrize(
+    "field", ["loss_sum", "loss_sums", "scored_tokens", "context_length", "depth_percent", "length", "turn"]
+)
+def test_what_is_scored_is_not_null(field: str) -> None:
+    check_line({"id": "a", "pred": "x"}, "here")
+    with pytest.raises(UserError, match=rf"here: {field} = None: Input should be a valid"):
+        check_line({"id": "a", field: None}, "here")
