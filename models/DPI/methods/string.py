@@ -51,7 +51,9 @@ class STRING(Method):
     def remedy(self, window: int, target_length: int) -> str:
         """The smallest S that reaches, or how far any does."""
         shift = target_length - window + self.local_window
-        return f"set shift = {shift}" if shift <= window else f"none reaches more than {2 * window - self.local_window}"
+        if shift > window:
+            return f"no shift reaches more than {2 * window - self.local_window}"
+        return f"set shift = {shift}"
 
     def is_causal(self) -> bool:
         """Where S is a number."""

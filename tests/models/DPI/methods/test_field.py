@@ -189,7 +189,7 @@ REFUSED: list[tuple[str, dict[str, Any], int, int, str]] = [
     ("tailspline", {"factor": 2.5}, 160, 64, "factor of at least 2.516"),
     ("leaky_rerope", {"factor": 2.5, "window_size": 16}, 136, 64, "factor of at least 2.521"),
     ("string", {"shift": 30, "local_window": 9}, 85, 64, "set shift = 31"),
-    ("string", {"shift": 64, "local_window": 9}, 119, 64, "none reaches more than 119"),
+    ("string", {"shift": 64, "local_window": 9}, 119, 64, "no shift reaches more than 119"),
     ("string", {"shift": 0.33, "local_window": 9}, 82, 64, "set shift = 28"),
     ("dpe", {"scales": [2, 3], "window_size": 16}, 160, 64, "give a group 4 at least"),
     ("multi_scale", {"edges": [16, 32], "scales": [2, 3]}, 152, 64, "set the last scale to at least 3.025"),
@@ -248,7 +248,7 @@ def test_own_parameters_reach(name: str, window: int, target: int) -> None:
 
 
 def test_two_windows_are_out_of_strings_reach() -> None:
-    with pytest.raises(ValueError, match="none reaches more than 16256"):
+    with pytest.raises(ValueError, match="no shift reaches more than 16256"):
         build_method("string", METHODS["string"].params_for(8192, 16_384), 8192, 16_384)
 
 
