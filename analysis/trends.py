@@ -1,75 +1,120 @@
-"""Mean scores over target lengths, from whatever experiments a results folder holds."""
+"""Mean scores of the experiments in a results folder, over target lengths or over the window that methods were told."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.pictures import panels
+from models.DPI.methods.original import Original
 from pipeline import store
 from pipeline.report import read_experiment
 from tasks import get_task
 from tasks.errors import UserError
-from tasks.pictures.style import style_of, tidy
-from tasks.results import RESULT_FILE
+from tasks.pictures.style import DASHES, style_of, tidy
+from tasks.results import RESULT_FILE, Experiment, Score
 
-COLUMNS = ["task", "model", "method", "experiment", "target", "score", "datasets", "complete", "low", "high"]
+COLUMNS = [
+    "task", "model", "method", "experiment", "window", "target", "score", "datasets", "complete", "low", "high",
+]  # fmt: skip
 BESIDE = 0.008
-"""From one method's intervals to the next, as a part of the longest target."""
+"""From one method's intervals to the next, as a part of the longest target or the largest window."""
 NOT_KNOWN = (math.nan, math.nan)
+KILO = 1024
 
 
-def collect_trends(results: Path, task_name: str) -> pd.DataFrame:
-    """Scored experiments of a benchmark that know their target: one row each, `score` the mean over `datasets`.
-
-    complete: whether every record has a prediction. low, high: the mean's 95 % interval, NaN where it is not known.
-    """
+def stored(results: Path, task_name: str) -> list[Experiment]:
+    """The scored experiments of a benchmark in a results folder that know their target."""
     task = get_task(task_name)
     try:
         folders = store.list_experiments(results, task)
     except UserError:  # none yet
-        folders = []
+        return []
+    found = [read_experiment(folder, task) for folder in folders]
+    return [one for one in found if one.scores.get(RESULT_FILE) and one.target is not None]
+
+
+def collect_trends(results: Path, task_name: str) -> pd.DataFrame:
+    """Scored experiments of a benchmark that know their target, one row each.
+
+    score: the mean over those data sets that all experiments of the model have, `datasets` of them. complete: whether
+    every record has a prediction. low, high: the mean's 95 % interval, NaN where it is not known.
+    """
+    task = get_task(task_name)
     rows = []
-    for folder in folders:
-        experiment = read_experiment(folder, task)
-        mean = task.average(experiment.scores.get(RESULT_FILE, {}))
-        if mean is None or experiment.target is None:
+    experiments = stored(results, task_name)
+    for experiment in experiments:
+        shared = _shared([one for one in experiments if one.model == experiment.model])
+        scores = {name: score for name, score in experiment.scores[RESULT_FILE].items() if name in shared}
+        mean = task.average(scores) if scores else None
+        if mean is None:
             continue
         model = (experiment.model or "").rstrip("/").split("/")[-1]
-        head = (task_name, model, experiment.method, experiment.name, experiment.target)
+        head = (task_name, model, experiment.method, experiment.name, experiment.window, experiment.target)
         rows.append((*head, mean.score, mean.count, not experiment.needs_mark, *(mean.interval or NOT_KNOWN)))
     return pd.DataFrame(rows, columns=COLUMNS).sort_values("target", kind="stable", ignore_index=True)
 
 
-def draw(trends: pd.DataFrame) -> Figure:
-    """Mean scores over target lengths: a panel per benchmark and model, a line per method, its best experiments.
+def _shared(experiments: list[Experiment]) -> set[str]:
+    """The data sets that all have a score of."""
+    return set.intersection(*(_known(experiment.scores[RESULT_FILE]) for experiment in experiments))
 
-    Points of incomplete experiments are hollow. Bars are 95 % intervals of the means, a little beside each other.
+
+def _known(scores: Mapping[str, Score]) -> set[str]:
+    return {name for name, score in scores.items() if score.score is not None}
+
+
+def draw(trends: pd.DataFrame, over: Literal["target", "window"] = "target") -> Figure:
+    """Mean scores over target lengths or windows, a line per method, the best of its experiments.
+
+    A panel per benchmark, model and window or target. Points of incomplete experiments are hollow. Bars are 95 %
+    intervals of the means, a little beside each other. The original does not know a window: over windows it is a line.
     """
-    tables = list(trends.groupby(["task", "model"], sort=False))
+    other = "window" if over == "target" else "target"
+    tables = list(trends.groupby(["task", "model", other], sort=False, dropna=False))
     figure, axes = panels(len(tables), 3, (4.4, 3.4), (1.6, 0.4))
-    used = {}
-    for axis, ((task, model), table) in zip(axes, tables, strict=True):
+    used: dict[str, Any] = {}
+    for axis, ((task, model, fixed), table) in zip(axes, tables, strict=True):
+        places = sorted(set(table[over] / KILO))
         groups = list(table.groupby("method", sort=False))
-        targets = sorted(set(table["target"] / 1024))
         for nth, (method, points) in enumerate(groups):
-            best = points.loc[points.groupby("target")["score"].idxmax()]
-            style = style_of(str(method))
-            bars = best.dropna(subset=["low", "high"])
-            at = bars["target"] / 1024 + BESIDE * targets[-1] * (nth - (len(groups) - 1) / 2)
-            axis.vlines(at, bars["low"], bars["high"], color=style.colour, linewidth=1.1, alpha=0.6)
-            drawn: dict[str, Any] = {"color": style.colour, "marker": style.marker}
-            (used[style.label],) = axis.plot(best["target"] / 1024, best["score"], linewidth=1.6, **drawn)
-            hollow = best[~best["complete"]]
-            axis.plot(hollow["target"] / 1024, hollow["score"], linestyle="none", markerfacecolor="white", **drawn)
-        axis.set_xticks(targets)
-        axis.set_xlabel("target length, × 1,024 tokens")
-        axis.set_ylabel("mean score over data sets")
-        axis.set_title(f"{get_task(str(task)).label}, {model}", fontsize=10)
+            if over == "window" and method == Original.name:
+                used[style_of(str(method)).label] = _level(axis, points)
+                continue
+            beside = BESIDE * places[-1] * (nth - (len(groups) - 1) / 2)
+            used[style_of(str(method)).label] = _line(axis, str(method), points, over, beside)
+        axis.set_xticks(places)
+        axis.set_xlabel("target length, × 1,024 tokens" if over == "target" else "window W, × 1,024 tokens")
+        count = int(table["datasets"].iloc[0])
+        axis.set_ylabel(f"mean score over {count} data sets" if count > 1 else "score")
+        said = f"{'W' if over == 'target' else 'target'} = {fixed:,.0f}" if fixed == fixed else ""
+        axis.set_title(", ".join(part for part in (get_task(str(task)).label, str(model), said) if part), fontsize=10)
         tidy(axis)
     figure.legend(used.values(), used.keys(), fontsize=8, frameon=False, loc="outside right center")
     return figure
+
+
+def _line(axis: Axes, method: str, points: pd.DataFrame, over: str, beside: float) -> Any:
+    best = points.loc[points.groupby(over)["score"].idxmax()].sort_values(over)
+    style = style_of(method)
+    bars = best.dropna(subset=["low", "high"])
+    axis.vlines(bars[over] / KILO + beside, bars["low"], bars["high"], color=style.colour, linewidth=1.1, alpha=0.6)
+    drawn: dict[str, Any] = {"color": style.colour, "marker": style.marker}
+    (line,) = axis.plot(best[over] / KILO, best["score"], linewidth=1.6, **drawn)
+    hollow = best[~best["complete"]]
+    axis.plot(hollow[over] / KILO, hollow["score"], linestyle="none", markerfacecolor="white", **drawn)
+    return line
+
+
+def _level(axis: Axes, points: pd.DataFrame) -> Any:
+    """A score that no window changes, with its interval as a band."""
+    best, style = points.sort_values("score").iloc[-1], style_of(Original.name)
+    if best["low"] == best["low"]:
+        axis.axhspan(best["low"], best["high"], color=style.colour, alpha=0.08, linewidth=0)
+    return axis.axhline(best["score"], color=style.colour, linewidth=1.4, linestyle=DASHES)

@@ -29,7 +29,7 @@ def test_trends_take_what_is_scored(tmp_path: Path) -> None:
     found = collect_trends(tmp_path, "longbench")
     assert found[["target", "score", "datasets", "complete"]].values.tolist() == [
         [16384, 20, 1, False],
-        [32768, 40, 2, True],
+        [32768, 30, 1, True],  # over the data sets that both have
     ]
     assert set(found["model"]) == {"model"}
     assert found[["low", "high"]].isna().all().all()
@@ -39,13 +39,17 @@ def test_trends_take_what_is_scored(tmp_path: Path) -> None:
     results = tmp_path / get_task("longbench").folder / "b-32k"
     store.write_json(results / "result_detail.json", {"datasets": {"lcc": {"all": known}, "trec": {"all": other}}})
     row = collect_trends(tmp_path, "longbench").iloc[1]
+    assert (row["low"], row["high"]) == (26, 33)
+    store.write_json(tmp_path / get_task("longbench").folder / "a-16k" / "result.json", {"lcc": 20.0, "trec": 10.0})
+    row = collect_trends(tmp_path, "longbench").iloc[1]
+    assert (row["score"], row["datasets"]) == (40, 2)
     assert (row["low"], row["high"]) == pytest.approx((40 - 32**0.5 / 2, 40 + 18**0.5 / 2))
 
 
 def test_trends_draw_the_best_of_a_target() -> None:
     rows = [
-        ("longbench", "m", "dpi", "a", 16384, 20.0, 1, True, 9.0, 31.0),
-        ("longbench", "m", "dpi", "b", 16384, 30.0, 1, False, 25.0, 36.0),
+        ("longbench", "m", "dpi", "a", 2048, 16384, 20.0, 1, True, 9.0, 31.0),
+        ("longbench", "m", "dpi", "b", 2048, 16384, 30.0, 1, False, 25.0, 36.0),
     ]
     figure = draw(pd.DataFrame(rows, columns=COLUMNS))
     line, hollow = figure.axes[0].lines
@@ -54,3 +58,16 @@ def test_trends_draw_the_best_of_a_target() -> None:
     (bars,) = figure.axes[0].collections
     assert isinstance(bars, LineCollection)
     assert [part.tolist() for part in bars.get_segments()] == [[[16, 25], [16, 36]]]
+
+
+def test_over_windows_the_original_is_a_level() -> None:
+    rows = [
+        ("longbench", "m", "dpi", "a", 2048, 8192, 20.0, 3, True, 9.0, 31.0),
+        ("longbench", "m", "dpi", "b", 4096, 8192, 30.0, 3, True, 25.0, 36.0),
+        ("longbench", "m", "repro_original", "c", 2048, 8192, 10.0, 3, True, 8.0, 12.0),
+    ]
+    (axis,) = draw(pd.DataFrame(rows, columns=COLUMNS), over="window").axes
+    gali, _, original = axis.lines
+    assert np.asarray(gali.get_xydata()).tolist() == [[2, 20], [4, 30]]
+    assert list(original.get_ydata()) == [10, 10]
+    assert axis.get_title() == "LongBench, m, target = 8,192"
