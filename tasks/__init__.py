@@ -15,6 +15,7 @@ from tasks.errors import UserError
 TASKS: dict[str, tuple[str, str]] = {
     "needle": ("tasks.needle", "TASK"),
     "passkey_retrieval": ("tasks.passkey_retrieval", "TASK"),
+    "ruler": ("tasks.ruler", "TASK"),
     "pg19": ("tasks.pg19", "TASK"),
     "longbench": ("tasks.longbench", "TASK"),
     "longbench_e": ("tasks.longbench_e", "TASK"),

@@ -37,6 +37,13 @@ LINES: dict[str, dict[str, list[Line]]] = {
         "needle": [cell("1", 9000, 50.0), cell("0", 9000, 100.0), *[cell("1", 500, 100.0) for _ in range(2)]],
     },
     "passkey_retrieval": {"passkey_retrieval": [trial("1"), trial("0"), trial("0"), trial("0")]},
+    "ruler": {
+        "vt": [
+            {"context_length": length, "answers": ["AB", "CD"], "pred": pred}
+            for length, pred in ((900, "ab cd"), (500, "AB"), (500, "no"))
+        ],
+        "fwe": [{"context_length": 500, "answers": ["a", "b", "c"], "pred": "c b a"}],
+    },
     "pg19": {"pg19": [cumulative_losses([2.0] * 1023), cumulative_losses([1.0] * 10_300)]},
     "longbench": {
         "qasper": [marked("Ann"), marked("no", prompt_len=9000), marked("no")],
@@ -77,6 +84,7 @@ def share(*trials: float) -> Score:
 COLUMNS = {
     "needle": {"500": share(1, 1), "9000": share(1, 0)},
     "passkey_retrieval": {"accuracy": share(1, 0, 0, 0)},
+    "ruler": {"vt 500": percent(0.5, 0), "vt 900": percent(1), "fwe 500": percent(1)},
     "pg19": {
         # Mean losses 2 and 1: exp of their mean, times the standard error of that. Student's t of one degree of freedom
         # is 12.7062; no perplexity is below 1.

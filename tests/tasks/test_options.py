@@ -14,6 +14,7 @@ SHARED = {
 OWN = {
     "needle": {"times", "min_k", "max_k", "gap", "haystack", "needle", "lengths", "depths"},
     "passkey_retrieval": {"times", "n_garbage"},
+    "ruler": {"sequence_lengths", "samples"},
     "pg19": {"stride", "step"},
     "longbench": set(),
     "longbench_e": set(),
