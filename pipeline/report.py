@@ -159,20 +159,20 @@ def _draw(experiments: Sequence[Experiment], task: Task, path: Path) -> list[Pat
     for experiment in experiments:
         if experiment not in drawn:
             logger.warning("%s has no scores (%s); it is left out of the picture", experiment.name, experiment.status)
+    from tasks.pictures.style import save  # with matplotlib, which only pictures need
+
     try:
         figure = task.draw(drawn) if drawn else None
+        if figure is not None:
+            with store.replacing(path) as file:
+                save(figure, file)
+            return [path]
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         # Scores had the right shape, so this may be a bug: the traceback goes to the log.
         said = f"{type(error).__name__}: {error}"
         raise UserError(f"{str(path)!r} cannot be drawn from the {RESULT_FILE} of its experiments ({said})") from error
-    if figure is None:
-        _leave_out(path, "nothing to draw")
-        return []
-    from tasks.pictures.style import save  # with matplotlib, which only pictures need
-
-    with store.replacing(path) as file:
-        save(figure, file)
-    return [path]
+    _leave_out(path, "nothing to draw")
+    return []
 
 
 def _order(experiment: Experiment) -> tuple[Any, ...]:

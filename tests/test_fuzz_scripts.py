@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from pipeline import store
 from pipeline.cli import run_script
+from tasks import get_task
 from tests.malformed import CHANGES, RAW, WRONG, Change, safetensors_header, shard_index, write
 from tests.pipeline.small import save_model
 from tests.test_cli import SCRIPTS
@@ -108,6 +109,7 @@ class Place:
                 names = {"model": [path.parent.name]}.get(
                     path.parent.name, [path.name, path.stem, str(path.parent.relative_to(self.root))]
                 )
+                names += [f"{get_task(task).prefix}.png" for task in LINES]  # of several files
                 keys = ["model", "method", "data_dir", "max_pe"] if path.suffix == ".toml" else []
                 assert not errors or any(name in errors[0] for name in names + keys), what
                 assert took < 30, f"{took:.0f} s: {what}"
@@ -167,6 +169,7 @@ CORPUS: list[tuple[str, bytes | Change]] = [
     *(("results/pg19/pred/e/result.json", Change(kind)) for kind in ("digits", "deep", "NaN", "list", "text")),
     ("results/needle/pred/e/result.json", b'[{"context_length": 150, "score": 1.0}]'),
     ("results/needle/pred/e/result.json", b'[{"context_length": 150, "depth_percent": [null], "score": 1.0}]'),
+    ("results/pg19/pred/e/result.json", b'{"1024": 1e+308}'),
     ("results/pg19/pred/e/pg19.jsonl", json.dumps({**LINES["pg19"], "loss_sum": None}).encode()),
     ("results/pg19/pred/e/pg19.jsonl", json.dumps({**LINES["pg19"], "loss_sums": None}).encode()),
     *(("results/le/pred/e/tpo.jsonl", Change("set", 0.3, value)) for value in WRONG[::3]),
