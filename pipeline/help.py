@@ -62,18 +62,24 @@ def _describe(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> Method
 
 
 def _lineage(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> list[ast.ClassDef]:
-    """A class behind those that it inherits from, below `Method`."""
+    """A class behind those that it inherits from."""
     found = [node]
     for base in node.bases:
-        if isinstance(base, ast.Name) and base.id in classes and base.id != "Method":
+        if isinstance(base, ast.Name) and base.id in classes:
             found = [*_lineage(classes[base.id], classes), *found]
     return found
 
 
 def methods_help() -> str:
     """A line or more for each method."""
-    lines = [_entry(its.name, f"{its.label}: {', '.join(its.params) or 'no parameters'}") for its in methods()]
-    return "\n".join(["methods, with their keys of [params]:", *lines])
+    found = methods()
+    shared = [name for name in found[0].params if all(name in its.params for its in found)]
+    lines = []
+    for its in found:
+        own = [name for name in its.params if name not in shared]
+        lines.append(_entry(its.name, f"{its.label}: {', '.join(own)}" if own else its.label))
+    head = f"methods, with their keys of [params]; all have {', '.join(shared)} too:"
+    return "\n".join([head, *lines])
 
 
 def tasks_help() -> str:

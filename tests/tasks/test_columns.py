@@ -206,6 +206,6 @@ def test_every_benchmark_says_how_it_is_tabled() -> None:
     tasks = [get_task(name) for name in task_names()]
     assert {task.name: (task.prefix, task.digits) for task in tasks} == {
         "needle": ("needle", 3), "passkey_retrieval": ("passkey", 3), "pg19": ("pg19", 2), "longbench": ("lb", 2),
-        "longbench_e": ("lb_e", 2), "leval": ("le", 2),
+        "longbench_e": ("lb_e", 2), "leval": ("le", 2), "ruler": ("ruler", 2),
     }  # fmt: skip
     assert len({task.label for task in tasks}) == len(tasks)

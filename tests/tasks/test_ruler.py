@@ -1,4 +1,4 @@
-"""RULER as a benchmark: its records, prompts with their answers' room, lines and scores, and a run on the tiny model."""
+"""RULER as a benchmark: records, prompts with room for their answers, lines, scores, and a run on the tiny model."""
 
 from __future__ import annotations
 
