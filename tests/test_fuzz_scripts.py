@@ -178,7 +178,7 @@ CORPUS: list[tuple[str, bytes | Change]] = [
     ("model/model.safetensors", safetensors_header({}, 2**63)),
     ("model/model.safetensors", safetensors_header({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]}})),
     ("model/config.json", Change("deep")),
-    ("model/config.json", b'{"model_type": "llama", "num_hidden_layers": 100000000}'),
+    ("model/config.json", b'{"model_type": "llama", "max_position_embeddings": 64, "num_hidden_layers": 100000000}'),
     ("model/tokenizer.json", Change("NUL")),
 ]
 """Cases that once ended in a traceback or took for ever, and their kin."""

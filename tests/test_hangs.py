@@ -32,17 +32,17 @@ both = pytest.mark.parametrize("make", [pipe, endless])
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        (["depths=1000000000"], "depths = 1000000000: Input should be less than or equal to 1000"),
-        (["depths=1e9"], "depths = 1000000000.0: Input should be a valid integer"),
-        (["max_k=1e18"], "max_k = 1e+18: Input should be less than or equal to 100000"),
+        (["depths=1000000000"], "depths = 1000000000: must be at most 1000"),
+        (["depths=1e9"], "depths = 1000000000.0: must be a whole number"),
+        (["max_k=1e18"], "max_k = 1e+18: must be at most 100000"),
         (["max_pe=100000000", "max_k=1e5", "gap=0.001"], "gap = 0.001 makes 99,999,851 lengths"),
-        (["gap=1e-12"], "gap = 1e-12: Input should be greater than or equal to 0.001"),
-        (["lengths=[1e18]"], "lengths.0 = 1e+18: Input should be less than"),
+        (["gap=1e-12"], "gap = 1e-12: must be at least 0.001"),
+        (["lengths=[1e18]"], "lengths.0 = 1e+18: must be at most"),
         (["times=100000000"], "2 lengths x depths = 16 x times = 100000000 are 3,200,000,000 records"),
-        (["max_pe=1000000000000"], "max_pe = 1000000000000: Input should be less than or equal to 100000000"),
-        (["limit=100000000000000000"], "limit = 100000000000000000: Input should be less than"),
+        (["max_pe=1000000000000"], "max_pe = 1000000000000: must be at most 100000000"),
+        (["limit=100000000000000000"], "limit = 100000000000000000: must be at most"),
         (["max_new_tokens=256"], "max_new_tokens = 256 leaves no room for a prompt within max_pe = 256"),
-        (["max_new_tokens=1000000000"], "max_new_tokens = 1000000000: Input should be less than"),
+        (["max_new_tokens=1000000000"], "max_new_tokens = 1000000000: must be at most"),
     ],
 )
 def test_needle_without_end(place: Path, run: Run, keys: list[str], said: str) -> None:
@@ -55,8 +55,8 @@ def test_needle_without_end(place: Path, run: Run, keys: list[str], said: str) -
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        (["times=100000000", "n_garbage=100"], "times = 100000000: Input should be less than or equal to 100000"),
-        (["n_garbage=1000000000000"], "n_garbage = 1000000000000: Input should be less than"),
+        (["times=100000000", "n_garbage=100"], "times = 100000000: must be at most 100000"),
+        (["n_garbage=1000000000000"], "n_garbage = 1000000000000: must be at most"),
     ],
 )
 def test_passkeys_without_end(place: Path, run: Run, keys: list[str], said: str) -> None:

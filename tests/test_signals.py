@@ -62,7 +62,7 @@ def said(err: str) -> list[str]:
         ("pred", "pydantic"),
         ("pred", "torch"),
         ("pred", "transformers"),
-        ("eval", "torch"),
+        ("eval", "rich.console"),
         ("collect_results", "pandas"),
     ],
 )

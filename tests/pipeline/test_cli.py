@@ -84,6 +84,8 @@ def test_a_signal_ends_a_run_with_one_line(
     results: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals, code: int, said: str
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
+    # A shell starts what runs in the background with Ctrl-C ignored.
+    shell = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def main(argv: list[str]) -> int:
         try:
@@ -92,8 +94,11 @@ def test_a_signal_ends_a_run_with_one_line(
             pytest.fail("it was taken for a failed record")
         return 0
 
-    with pytest.raises(SystemExit) as end:
-        run_script(main)
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_script(main)
+    finally:
+        signal.signal(signal.SIGINT, shell)
     assert end.value.code == code
     assert capsys.readouterr().err == f"{said}; the same command goes on from here\n"
     assert signal.getsignal(signal.SIGTERM) == before

@@ -189,5 +189,5 @@ def test_an_answer_that_is_a_text_is_scored_whole(tmp_path: Path) -> None:
 )
 def test_what_is_scored_is_not_null(field: str) -> None:
     check_line({"id": "a", "pred": "x"}, "here")
-    with pytest.raises(UserError, match=rf"here: {field} = None: Input should be a valid"):
+    with pytest.raises(UserError, match=rf"here: {field} = None: must be a"):
         check_line({"id": "a", field: None}, "here")

@@ -142,7 +142,7 @@ def test_a_rotary_scheme_that_is_not_supported(folder: Path, tmp_path: Path, giv
     written["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     (tmp_path / "config.json").write_text(json.dumps(written))
     config = AutoConfig.from_pretrained(tmp_path) if given else None
-    _refused("rope_type = 'dynamic'", str(folder if given else tmp_path), config, "repro_se", SE)
+    _refused("rope_type = 'dynamic'", str(folder if given else tmp_path), config, "repro_original", {})
 
 
 @pytest.mark.usefixtures("no_weights")
