@@ -56,6 +56,7 @@ def watched() -> Iterator[Watch]:
     try:
         yield _watch
     finally:
+        _watch = Watch()  # what comes after in this process was not interrupted
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import pytest
 
+from pipeline import signals
 from pipeline.cli import run_script
 from tasks.errors import UserError
 
@@ -102,3 +103,4 @@ def test_a_signal_ends_a_run_with_one_line(
     assert end.value.code == code
     assert capsys.readouterr().err == f"{said}; the same command goes on from here\n"
     assert signal.getsignal(signal.SIGTERM) == before
+    signals.check()  # a later run in this process is not taken for interrupted
