@@ -104,11 +104,12 @@ def _line(axis: Axes, method: str, points: pd.DataFrame, over: str, beside: floa
     best = points.loc[points.groupby(over)["score"].idxmax()].sort_values(over)
     style = style_of(method)
     bars = best.dropna(subset=["low", "high"])
-    axis.vlines(bars[over] / KILO + beside, bars["low"], bars["high"], color=style.colour, linewidth=1.1, alpha=0.6)
+    at = best[over] / KILO + beside
+    axis.vlines(at[bars.index], bars["low"], bars["high"], color=style.colour, linewidth=1.1, alpha=0.6)
     drawn: dict[str, Any] = {"color": style.colour, "marker": style.marker}
-    (line,) = axis.plot(best[over] / KILO, best["score"], linewidth=1.6, **drawn)
+    (line,) = axis.plot(at, best["score"], linewidth=1.6, **drawn)
     hollow = best[~best["complete"]]
-    axis.plot(hollow[over] / KILO, hollow["score"], linestyle="none", markerfacecolor="white", **drawn)
+    axis.plot(at[hollow.index], hollow["score"], linestyle="none", markerfacecolor="white", **drawn)
     return line
 
 
