@@ -82,11 +82,11 @@ def draw(trends: pd.DataFrame, over: Literal["target", "window"] = "target") -> 
     used: dict[str, Any] = {}
     for axis, ((task, model, fixed), table) in zip(axes, tables, strict=True):
         places = sorted(set(table[over] / KILO))
-        groups = list(table.groupby("method", sort=False))
+        level = (table["method"] == Original.name) & (over == "window")
+        groups = list(table[~level].groupby("method", sort=False))
+        if level.any():
+            used[style_of(Original.name).label] = _level(axis, table[level])
         for nth, (method, points) in enumerate(groups):
-            if over == "window" and method == Original.name:
-                used[style_of(str(method)).label] = _level(axis, points)
-                continue
             beside = BESIDE * places[-1] * (nth - (len(groups) - 1) / 2)
             used[style_of(str(method)).label] = _line(axis, str(method), points, over, beside)
         axis.set_xticks(places)

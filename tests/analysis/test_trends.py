@@ -67,7 +67,7 @@ def test_over_windows_the_original_is_a_level() -> None:
         ("longbench", "m", "repro_original", "c", 2048, 8192, 10.0, 3, True, 8.0, 12.0),
     ]
     (axis,) = draw(pd.DataFrame(rows, columns=COLUMNS), over="window").axes
-    gali, _, original = axis.lines
+    original, gali, _ = axis.lines
     assert np.asarray(gali.get_xydata()).tolist() == [[2, 20], [4, 30]]
     assert list(original.get_ydata()) == [10, 10]
     assert axis.get_title() == "LongBench, m, target = 8,192"
