@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from pipeline.report import read_experiment
 from tasks import get_task
 from tasks.errors import UserError
 from tasks.pictures.style import DASHES, style_of, tidy
-from tasks.results import RESULT_FILE, Experiment, Score
+from tasks.results import RESULT_FILE, Experiment
 
 COLUMNS = [
     "task", "model", "method", "experiment", "window", "target", "score", "datasets", "complete", "low", "high",
@@ -49,9 +48,13 @@ def collect_trends(results: Path, task_name: str) -> pd.DataFrame:
     task = get_task(task_name)
     rows = []
     experiments = stored(results, task_name)
+    shared: dict[str | None, set[str]] = {}  # by model, the data sets that all its experiments have a score of
     for experiment in experiments:
-        shared = _shared([one for one in experiments if one.model == experiment.model])
-        scores = {name: score for name, score in experiment.scores[RESULT_FILE].items() if name in shared}
+        known = {name for name, score in experiment.scores[RESULT_FILE].items() if score.score is not None}
+        shared[experiment.model] = shared.get(experiment.model, known) & known
+    for experiment in experiments:
+        its_scores = experiment.scores[RESULT_FILE].items()
+        scores = {name: score for name, score in its_scores if name in shared[experiment.model]}
         mean = task.average(scores) if scores else None
         if mean is None:
             continue
@@ -59,15 +62,6 @@ def collect_trends(results: Path, task_name: str) -> pd.DataFrame:
         head = (task_name, model, experiment.method, experiment.name, experiment.window, experiment.target)
         rows.append((*head, mean.score, mean.count, not experiment.needs_mark, *(mean.interval or NOT_KNOWN)))
     return pd.DataFrame(rows, columns=COLUMNS).sort_values("target", kind="stable", ignore_index=True)
-
-
-def _shared(experiments: list[Experiment]) -> set[str]:
-    """The data sets that all have a score of."""
-    return set.intersection(*(_known(experiment.scores[RESULT_FILE]) for experiment in experiments))
-
-
-def _known(scores: Mapping[str, Score]) -> set[str]:
-    return {name for name, score in scores.items() if score.score is not None}
 
 
 def draw(trends: pd.DataFrame, over: Literal["target", "window"] = "target") -> Figure:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,10 +136,10 @@ def main() -> None:
     for name, bytes_ in (("resident", levels.resident), ("allocated on the GPU", levels.allocated)):
         if bytes_:
             after = bytes_[WARM_UP:]
-            print(  # noqa: T201
+            sys.stdout.write(
                 f"{name}: at most {max(bytes_[:WARM_UP]) / 2**20:.1f} MiB in the first {WARM_UP} records, then "
                 f"{min(after) / 2**20:.1f} to {max(after) / 2**20:.1f} MiB, at the end {bytes_[-1] / 2**20:.1f} MiB; "
-                f"growth {levels.growth(bytes_):+.1%}"
+                f"growth {levels.growth(bytes_):+.1%}\n"
             )
 
 
