@@ -68,6 +68,11 @@ def fit(dataset: DatasetName, seed: object, depth: float, length: int, tokenise:
     return _filled(ids, length, lambda further: tokenise(build(size, further))), build(size, 0)
 
 
+def shortest(dataset: DatasetName, seed: object, depth: float, length: int) -> Sample:
+    """The prompt that `fit` would make of one piece of haystack, in its parts; its answers are those of any size."""
+    return _builder(dataset, seed, depth, length)(1, 0)
+
+
 def _largest(tokens_of: Callable[[int], list[int]], length: int, dataset: str) -> tuple[int, list[int]]:
     """A size whose prompt fits and whose next one does not, with the prompt's ids."""
     low, best = 1, tokens_of(1)

@@ -110,6 +110,16 @@ class Method(BaseModel, ABC):
         """Parameters with which the method reads `target` tokens from a window of W, both in tokens."""
         return {}
 
+    @classmethod
+    def tuning_grid(cls, window: int, target: int) -> list[dict[str, Any]]:
+        """Parameters worth trying on a model, what `compare.py --tune` chooses from; `params_for` is among them."""
+        return [cls.params_for(window, target)]
+
+    @classmethod
+    def tuning_windows(cls, window: int) -> list[int]:
+        """Windows, in tokens, worth trying for a model of W: some methods gain from a smaller one."""
+        return [window]
+
     def check_window(self, window: int) -> None:
         """Raise ValueError if the parameters make no sense for a window of W tokens."""
         return
@@ -182,6 +192,13 @@ class FactorMethod(Method):
     def params_for(cls, window: int, target: int) -> dict[str, Any]:
         """The smallest factor that reaches."""
         return factor_for(window, target)
+
+    @classmethod
+    def tuning_grid(cls, window: int, target: int) -> list[dict[str, Any]]:
+        """With the method's own temperature, and with none or YaRN's instead."""
+        default = cls.params_for(window, target)
+        other = "none" if cls.model_fields["temperature"].default == "yarn" else "yarn"
+        return [default, {**default, "temperature": other}]
 
     def reach(self, window: int) -> float:
         """W * factor."""

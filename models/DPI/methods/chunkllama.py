@@ -32,6 +32,13 @@ class ChunkLlama(Method):
         """What GALI's authors ran."""
         return {"local_window": max(1, window // 16), "mscale": 0.1}
 
+    @classmethod
+    def tuning_grid(cls, window: int, target: int) -> list[dict[str, Any]]:
+        """Both files of its authors: a local window of W/16 or W/8, a growth of 0.1 or 0.05."""
+        return [
+            {"local_window": max(1, window // part), "mscale": mscale} for part in (16, 8) for mscale in (0.1, 0.05)
+        ]
+
     def check_window(self, window: int) -> None:
         """The chunk, 3W//4 - local_window, must hold a token."""
         bound = 3 * window // 4

@@ -35,6 +35,22 @@ class DPE(NeighbourMethod):
         fast = 1 if slow == 1 else 2 * slow
         return {"scales": [fast] * 4 + [slow] * 4, "window_size": min(1024, max(1, window // 8))}
 
+    @classmethod
+    def tuning_grid(cls, window: int, target: int) -> list[dict[str, Any]]:
+        """Fast frequencies scaled twice as much as slow ones, or all alike, with neighbours over W/8 or W/4."""
+        default = cls.params_for(window, target)
+        slow = min(default["scales"])
+        wider = max(1, window // 4)
+        far = max(slow, -(-(target - wider) // max(1, window - wider)))
+        return [
+            default,
+            {
+                **default,
+                "scales": [max(slow, -(-(target - default["window_size"]) // (window - default["window_size"])))] * 8,
+            },
+            {"scales": [2 * far] * 4 + [far] * 4, "window_size": wider},
+        ]
+
     def reach(self, window: int) -> float:
         """(W - w) * max(scales) + w: beyond, no group's distances are within the window."""
         return reach_of_factor(window - self.window_size, max(self.scales)) + self.window_size

@@ -56,6 +56,17 @@ class DPI(Method):
         """The recommended ones, see README: every token a chunk of its own, a quarter of the window at integers."""
         return {"chunk_coe": 1, "local_window": max(1, window // 4)}
 
+    @classmethod
+    def tuning_grid(cls, window: int, target: int) -> list[dict[str, Any]]:
+        """Chunk-free with a local window of W/4, W/8 and W/2, and in chunks shorter than the tail."""
+        free = [{"chunk_coe": 1, "local_window": max(1, window // part)} for part in (4, 8, 2)]
+        return [*free, {"chunk_coe": max(2, window // 16), "local_window": max(1, window // 4)}]
+
+    @classmethod
+    def tuning_windows(cls, window: int) -> list[int]:
+        """Retrieval gains from a smaller window, at a small cost in loss."""
+        return list(dict.fromkeys(max(2, window * quarters // 4) for quarters in (4, 3, 2)))
+
     @model_validator(mode="after")
     def _noise_has_a_deviation(self) -> Self:
         if self.noise_type == "gaussian" and self.scale_mean and self.scale_std and self.std_base == 0:

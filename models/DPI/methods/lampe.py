@@ -39,6 +39,21 @@ class LaMPE(Method):
         """The paper's h, less in a small window."""
         return {"local_window": min(512, max(1, window // 8))}
 
+    @classmethod
+    def tuning_grid(cls, window: int, target: int) -> list[dict[str, Any]]:
+        """The default, and maps onto a fixed number of positions, m = W/2 or 3W/4, with and without temperature."""
+
+        def fixed(m: int, h: int, **more: Any) -> dict[str, Any]:
+            return {"local_window": max(1, h), "curve": [0.0, 50.0, float(max(1, m))], **more}
+
+        default = cls.params_for(window, target)
+        return [
+            default,
+            fixed(window // 2, default["local_window"]),
+            fixed(window // 2, window // 4, temperature="none"),
+            fixed(3 * window // 4, window // 4, temperature="none"),
+        ]
+
     def check_window(self, window: int) -> None:
         """All positions fit."""
         limit = self._curve(window)[2]

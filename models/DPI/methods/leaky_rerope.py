@@ -31,6 +31,14 @@ class LeakyReRoPE(NeighbourMethod):
         w = max(1, window // 2)
         return {"window_size": w, "factor": max(1.0, (target - w) / max(1, window - w))}
 
+    @classmethod
+    def tuning_grid(cls, window: int, target: int) -> list[dict[str, Any]]:
+        """Neighbours over W/2, W/4 and W/8, each with the smallest factor that reaches, and W/2 without temperature."""
+        half = cls.params_for(window, target)
+        widths = [max(1, window // part) for part in (4, 8)]
+        others = [{"window_size": w, "factor": max(1.0, (target - w) / max(1, window - w))} for w in widths]
+        return [half, *others, {**half, "temperature": "none"}]
+
     def reach(self, window: int) -> float:
         """(W - w) * factor + w: distances stay below W."""
         return reach_of_factor(window - self.window_size, self.factor) + self.window_size

@@ -6,7 +6,7 @@ Cosines and sines are multiplied by 0.1 ln s + 1. Nothing in their authors' code
 """
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,12 @@ class MrRoPE(FactorMethod):
 
     variant: Literal["pro", "uni"] = "pro"
     temperature: Temperature = "yarn"
+
+    @classmethod
+    def tuning_grid(cls, window: int, target: int) -> list[dict[str, Any]]:
+        """Both variants, and Pro without temperature."""
+        default = cls.params_for(window, target)
+        return [default, {**default, "variant": "uni"}, {**default, "temperature": "none"}]
 
     def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
         """One band at true positions, slower frequencies."""

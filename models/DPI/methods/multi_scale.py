@@ -36,6 +36,15 @@ class MultiScale(Method):
         last = max(first + 1, 3 * window // 4)
         return {"edges": [first, last], "scales": [2, max(2, -(2 * (target - last) // -(2 * window - first - last)))]}
 
+    @classmethod
+    def tuning_grid(cls, window: int, target: int) -> list[dict[str, Any]]:
+        """The default, and one that gets coarse early, with and without YaRN's temperature."""
+        first, last = max(1, window // 4), max(2, window // 2)
+        shown = first + (last - first) / 2
+        coarse = max(8, math.ceil((target - last) / (window - shown)))
+        early = {"edges": [first, last], "scales": [2, coarse]}
+        return [cls.params_for(window, target), early, {**early, "temperature": "yarn"}]
+
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if len(self.edges) != len(self.scales):

@@ -12,7 +12,7 @@ f_i / s * r_i + f_i (1 - r_i), the ramp r_i between the dimensions that make bet
 the new base. dynamic, within its length: f_i. (s: the scheme's factor; L: its original_max_position_embeddings.)
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from models.DPI.attention.bands import Segment
 from models.DPI.attention.tables import Frequencies
@@ -25,6 +25,12 @@ class _ChangedBase(FactorMethod):
     rope_types: ClassVar[tuple[str, ...] | None] = ("default", "linear", "llama3", "yarn", "dynamic")
     rope_types_reason: ClassVar[str] = "its frequencies were chosen one by one, not by the base that NTK changes"
     in_paper: ClassVar[bool] = True
+
+    @classmethod
+    def tuning_grid(cls, window: int, target: int) -> list[dict[str, Any]]:
+        """Factors up to twice what reaches: a base that is just large enough leaves the slowest frequencies short."""
+        factor = cls.params_for(window, target)["factor"]
+        return [{"factor": share * factor} for share in (1, 1.5, 2)]
 
 
 class NTK(_ChangedBase):

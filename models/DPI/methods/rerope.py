@@ -28,6 +28,13 @@ class ReRoPE(NeighbourMethod):
         """Half of the window at true distances."""
         return {"window_size": max(1, window // 2)}
 
+    @classmethod
+    def tuning_grid(cls, window: int, target: int) -> list[dict[str, Any]]:
+        """Half, a quarter and three quarters of the window at true distances, and half without temperature."""
+        half = cls.params_for(window, target)
+        others = [{"window_size": max(1, window * quarters // 4)} for quarters in (1, 3)]
+        return [half, *others, {**half, "temperature": "none"}]
+
     def reach(self, window: int) -> float:
         """Unbounded: no distance is beyond w."""
         return math.inf

@@ -36,6 +36,14 @@ class SelfExtend(NeighbourMethod):
         group, neighbours = _PUBLISHED.get((window, target), default)
         return {"group_size": group, "window_size": neighbours}
 
+    @classmethod
+    def tuning_grid(cls, window: int, target: int) -> list[dict[str, Any]]:
+        """Neighbours over W/2, W/4 and W/8, each with the smallest group that reaches, beside the published ones."""
+        widths = [max(1, window // part) for part in (2, 4, 8)]
+        found = [{"group_size": smallest_group(window, w, target), "window_size": w} for w in widths]
+        default = cls.params_for(window, target)
+        return [default, *(params for params in found if params != default)]
+
     def reach(self, window: int) -> float:
         """(W - w) * G + w."""
         return reach_of_factor(window - self.window_size, self.group_size) + self.window_size

@@ -33,6 +33,12 @@ class StreamingLLM(Method):
         sinks = min(4, window // 4)
         return {"sinks": sinks, "window_size": max(1, window // 2 - sinks)}
 
+    @classmethod
+    def tuning_grid(cls, window: int, target: int) -> list[dict[str, Any]]:
+        """A cache of half the window, of three quarters and of all of it."""
+        sinks = cls.params_for(window, target)["sinks"]
+        return [{"sinks": sinks, "window_size": max(1, window * quarters // 4 - sinks)} for quarters in (2, 3, 4)]
+
     def check_window(self, window: int) -> None:
         """The cache must fit."""
         if self.sinks + self.window_size > window:

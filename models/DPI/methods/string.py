@@ -34,6 +34,14 @@ class STRING(Method):
         w = min(128, max(1, window // 8))
         return {"shift": min(max(int(0.33 * target), target - window + w, w + 1), window), "local_window": w}
 
+    @classmethod
+    def tuning_grid(cls, window: int, target: int) -> list[dict[str, Any]]:
+        """Beside the default the smallest shift that reaches with a local window of W/8, and no temperature."""
+        default = cls.params_for(window, target)
+        w = max(1, window // 8)
+        wider = {"shift": min(max(target - window + w, w + 1), window), "local_window": w}
+        return [default, wider, {**default, "temperature": "none"}]
+
     def check_window(self, window: int) -> None:
         """S lies between w and W."""
         if not self.local_window < self._shift(window) <= window:
