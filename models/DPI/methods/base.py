@@ -110,6 +110,14 @@ class Method(BaseModel, ABC):
         """Parameters with which the method reads `target` tokens from a window of W, both in tokens."""
         return {}
 
+    @classmethod
+    def automatic(cls, window: int) -> dict[str, int]:
+        """What "auto" stands for, by parameter, in a window of W tokens.
+
+        Where there is something, W itself may be "auto": the model's effective window (`models.DPI.calibration`).
+        """
+        return {}
+
     def check_window(self, window: int) -> None:
         """Raise ValueError if the parameters make no sense for a window of W tokens."""
         return

@@ -56,6 +56,11 @@ class DPI(Method):
         """The recommended ones, see README: every token a chunk of its own, a quarter of the window at integers."""
         return {"chunk_coe": 1, "local_window": max(1, window // 4)}
 
+    @classmethod
+    def automatic(cls, window: int) -> dict[str, int]:
+        """Every token a chunk of its own, half of the window at integers."""
+        return {"chunk_coe": 1, "local_window": max(1, window // 2)}
+
     @model_validator(mode="after")
     def _noise_has_a_deviation(self) -> Self:
         if self.noise_type == "gaussian" and self.scale_mean and self.scale_std and self.std_base == 0:
