@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from models.DPI.calibration import MOST_TRIALS, NEAR, Calibration, calibrate
+from models.DPI.calibration import MOST_TRIALS, Calibration, calibrate
 from models.DPI.dpi import get_model_and_tokenizer
 from models.DPI.loading import DTYPES, window_of
 from models.DPI.methods.original import Original
@@ -26,18 +27,14 @@ def lines_of(calibration: Calibration) -> Iterator[str]:
     """The curve as comments, and a configuration's lines."""
     measured = calibration.evidence
     if measured is not None:
-        near = statistics.fmean(value for row in measured.answers for value in row[:NEAR])
-        yield f"# {len(measured.answers)} prompts and {len(measured.losses)} pieces of text; nats, ± standard error"
-        yield "# distance    answer          worse than near   loss"
-        for step, distance in enumerate(measured.distances):
+        yield f"# {len(measured.answers)} prompts and {len(measured.losses)} pieces of text; nats, ± standard errors"
+        yield f"# {'tokens':>9} {'answer':>8} {'worse than in short ones':>26} {'loss':>8}"
+        for step, length in enumerate(measured.lengths):
             answers = [row[step] for row in measured.answers]
-            worse = [row[step] - statistics.fmean(row[:NEAR]) for row in measured.answers]
-            losses = [row[step] for row in measured.losses]
-            yield (
-                f"# {distance:8,}    {statistics.fmean(answers):7.3f}         {statistics.fmean(worse):+7.3f} ± "
-                f"{_error(worse):.3f}   {f'{statistics.fmean(losses):.4f}' if losses else '-'}"
-            )
-        yield f"# near answers: {near:.3f}"
+            worse = [row[step] - statistics.fmean(row[: measured.short]) for row in measured.answers]
+            loss = f"{statistics.fmean(row[step] for row in measured.losses):8.4f}" if measured.losses else "       -"
+            compared = f"{statistics.fmean(worse):+.3f} ± {statistics.stdev(worse) / math.sqrt(len(worse)):.3f}"
+            yield f"# {length:9,} {statistics.fmean(answers):8.3f} {compared:>26} {loss}"
     yield f"# {calibration.reason}"
     yield 'method = "dpi"'
     yield f"ori_max_position_embeddings = {calibration.window}"
@@ -46,16 +43,12 @@ def lines_of(calibration: Calibration) -> Iterator[str]:
     yield f"chunk_coe = {calibration.chunk_coe}"
 
 
-def _error(values: Sequence[float]) -> float:
-    return statistics.stdev(values) / len(values) ** 0.5
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--model", default="tiny", help="short name, folder or Hugging Face id (default: tiny)")
     parser.add_argument("--window", type=int, help="W in tokens (default: the model's)")
-    parser.add_argument("--trials", type=int, help="prompts for each distance (default: 16, 8 on a CPU)")
+    parser.add_argument("--trials", type=int, help="prompts of each length (default: 16, 8 on a CPU)")
     parser.add_argument("--texts", type=Path, nargs="+", help="text files (default: Python's help)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--device", help="cpu, cuda, cuda:0, ... (default: a GPU if there is one)")

@@ -1,15 +1,16 @@
 """The effective window: how far a model's own positions can be used, measured within the window it was trained on.
 
-GALI spreads keys over all distances below its window, so the window should end where the model no longer handles
-distances. Two things are measured with the stock model, on inputs of at most W tokens, at the eight distances W/8 … W:
+GALI spreads keys over all distances below its window, so the window should end where the model no longer handles them.
+Two things are measured with the stock model, on inputs of W/8, 2W/8 … W tokens, as in an input of n tokens all
+distances below n occur and no others:
 
-answers   prompts of W tokens with a pass key that lies so far before the question; all else, haystack and key, is the
-          same at every distance. The answer's negative log-likelihood, teacher-forced: one pass for each prompt.
-losses    the mean next-token loss of the same W/16 tokens of a text with so many tokens read, themselves included.
+answers   prompts with a pass key, at the same share of the haystack in every length. The answer's negative
+          log-likelihood, teacher-forced: one pass for each prompt.
+losses    the mean next-token loss of the same W/16 tokens of a text, at the end of inputs of each length.
 
-The rule: a distance fails where answers are worse than near ones, those up to W/4, by more than ln 2 (half the
-likelihood), or losses worse than with some shorter context by more than 0.01 nats, either by more than two standard
-errors over prompts or texts. The window is the last distance before the first that fails, at least W/4; where none
+The rule: a length fails where answers are worse than in the short ones, up to W/4, by more than ln 2 (half the
+likelihood), or losses worse than in some shorter one by more than 0.01 nats, either by more than two standard errors
+over prompts or pieces of text. The window is the last length before the first that fails, at least W/4; where none
 fails it is W. So what cannot be told from noise changes nothing. The local window is half of the window, and every
 token is a chunk of its own (`DPI.automatic`).
 """
@@ -41,9 +42,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STEPS = 8
-"""Distances that are measured, evenly spaced up to W."""
-NEAR = 2
-"""The first of them, which the others are compared with: the window is at least W/4."""
+"""Lengths of inputs, evenly spaced up to W."""
+SHORT = 2
+"""The steps that the others are compared with, as far as a prompt fits: the window is at least W/4."""
 ANSWER_TOLERANCE = math.log(2)
 LOSS_TOLERANCE = 0.01
 ERRORS = 2.0
@@ -56,30 +57,38 @@ CHANCE = 5 * math.log(10)
 _SCORED = 16  # of a window, the share of tokens whose losses are measured
 _CHARACTERS = 16  # of a text are read for a token that is needed; hardly any tokenizer needs more
 
-Row = Annotated[tuple[Annotated[float, Field(ge=0.0)], ...], Field(min_length=STEPS, max_length=STEPS)]
+Row = Annotated[tuple[Annotated[float, Field(ge=0.0)], ...], Field(strict=False)]
 
 
 class Measurement(BaseModel):
     """What was measured, in nats. window: W, in tokens.
 
-    distances: of the question from the key, and lengths of context, in tokens, ascending to W.
-    answers: a row for each prompt, of the answer's negative log-likelihood at each distance.
-    losses: a row for each piece of text, of the mean loss at each length of context; none where texts are too short.
+    lengths: of the inputs, in tokens, ascending to W; W/4 and, where it holds a prompt, W/8 are the short ones.
+    answers: a row for each prompt, of the answer's negative log-likelihood at each length.
+    losses: a row for each piece of text, of the mean loss at each length; none where texts are too short.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     version: Literal[1] = 1
     window: int = Field(ge=1)
-    distances: Annotated[tuple[int, ...], Field(min_length=STEPS, max_length=STEPS, strict=False)]
+    lengths: Annotated[tuple[int, ...], Field(strict=False)]
     answers: Annotated[tuple[Row, ...], Field(min_length=2, max_length=MOST_TRIALS, strict=False)]
     losses: Annotated[tuple[Row, ...], Field(max_length=MOST_TRIALS, strict=False)] = ()
 
     @model_validator(mode="after")
-    def _distances_of_the_window(self) -> Self:
-        if list(self.distances) != distances_of(self.window):
-            raise ValueError(f"distances = {list(self.distances)} are not those of window = {self.window}")
+    def _a_column_for_each_length(self) -> Self:
+        known = lengths_of(self.window)
+        if list(self.lengths) not in (known[skipped:] for skipped in range(SHORT)):
+            raise ValueError(f"lengths = {list(self.lengths)} are not those of window = {self.window}")
+        if any(len(row) != len(self.lengths) for row in (*self.answers, *self.losses)):
+            raise ValueError(f"answers and losses must have {len(self.lengths)} columns, one for each length")
         return self
+
+    @property
+    def short(self) -> int:
+        """How many of the lengths are the short ones."""
+        return len(self.lengths) - (STEPS - SHORT)
 
 
 class Calibration(BaseModel):
@@ -111,7 +120,7 @@ def calibrate(
     window: W in tokens, what the model was trained on; no input is longer.
     texts: haystacks of half of the prompts, the others being landmark attention's repeated sentence, and what losses
         are measured on; Python's own help if None. They are begun anew where they are shorter than W.
-    trials: prompts for each distance; 16 if None, 8 on a CPU.
+    trials: prompts of each length; 16 if None, 8 on a CPU.
     cached: keep the measurement in the user's cache folder, under a hash of the model and all prompts, and use one that
         is there.
 
@@ -128,14 +137,14 @@ def calibrate(
     texts = [_help_of_python()] if texts is None else list(texts)
     if not any(text.strip() for text in texts):
         raise ValueError("texts are empty; give some, or None for Python's own help")
-    prompts = make_prompts(tokenizer, window, texts, trials)
+    lengths, prompts = make_prompts(tokenizer, window, texts, trials)
     if not prompts:
-        return _calibration(window, f"{window} tokens are too few to hide a pass key in eight places")
-    pieces = text_pieces(tokenizer, window, texts, trials // 2)
-    key = calibration_cache.key_of(model, (window, [(prompt.ids, prompt.answer) for prompt in prompts], pieces))
+        return _calibration(window, f"a quarter of {window} tokens is too short for a prompt with a pass key")
+    pieces = text_pieces(tokenizer, window, texts, trials // 2, lengths)
+    key = calibration_cache.key_of(model, (window, [[(one.ids, one.answer) for one in row] for row in prompts], pieces))
     measurement = calibration_cache.read(key, Measurement) if cached and key is not None else None
     if measurement is None or measurement.window != window:
-        measurement = _measure(model, window, prompts, pieces)
+        measurement = _measure(model, window, lengths, prompts, pieces)
         if cached and key is not None:
             calibration_cache.write(key, measurement)
     return judge(measurement)
@@ -143,25 +152,27 @@ def calibrate(
 
 def judge(measurement: Measurement) -> Calibration:
     """What the rule makes of a measurement."""
-    window, distances = measurement.window, measurement.distances
-    near = [statistics.fmean(row[:NEAR]) for row in measurement.answers]
-    if statistics.fmean(near) >= CHANCE:
-        reason = f"near keys are not found either ({statistics.fmean(near):.2f} nats, a guess has {CHANCE:.2f})"
+    window, lengths, short = measurement.window, measurement.lengths, measurement.short
+    references = [statistics.fmean(row[:short]) for row in measurement.answers]
+    if (mean := statistics.fmean(references)) >= CHANCE:
+        reason = f"keys in short prompts are not found either ({mean:.2f} nats, a guess has {CHANCE:.2f})"
         return _calibration(window, f"the measurement cannot tell: {reason}", measurement)
-    for step in range(NEAR, STEPS):
-        worse = [row[step] - reference for row, reference in zip(measurement.answers, near, strict=True)]
+    for step in range(short, len(lengths)):
+        worse = [row[step] - reference for row, reference in zip(measurement.answers, references, strict=True)]
         said = None
         if _exceeds(worse, ANSWER_TOLERANCE):
-            said = f"answers are {statistics.fmean(worse):.2f} nats worse at {distances[step]} tokens than near"
+            said = (
+                f"answers are {statistics.fmean(worse):.2f} nats worse in {lengths[step]} tokens than in short prompts"
+            )
         elif (excess := _loss_excess(measurement.losses, step)) is not None:
-            said = f"losses are {excess:.3f} nats worse with {distances[step]} tokens than with fewer"
+            said = f"losses are {excess:.3f} nats worse in {lengths[step]} tokens than in fewer"
         if said:
-            return _calibration(distances[step - 1], said, measurement)
-    return _calibration(window, "no distance within the window is measurably worse than near ones", measurement)
+            return _calibration(lengths[step - 1], said, measurement)
+    return _calibration(window, "no length within the window is measurably worse than shorter ones", measurement)
 
 
 def _loss_excess(losses: Sequence[Sequence[float]], step: int) -> float | None:
-    """How much worse losses are than with the best shorter context, None where that cannot be told."""
+    """How much worse losses are than in the best shorter input, None where that cannot be told."""
     if len(losses) < 2:
         return None
     best = min(range(step), key=lambda shorter: statistics.fmean(row[shorter] for row in losses))
@@ -179,14 +190,14 @@ def _calibration(window: int, reason: str, evidence: Measurement | None = None) 
     return Calibration(window=window, reason=reason, evidence=evidence, **DPI.automatic(window))
 
 
-def distances_of(window: int) -> list[int]:
-    """Those that are measured, in tokens, the last one W."""
+def lengths_of(window: int) -> list[int]:
+    """Those that inputs are measured at, in tokens, the last one W."""
     return [window * step // STEPS for step in range(1, STEPS + 1)]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and its answer, W tokens together, with the key at one distance. answer: how many tokens are its."""
+    """A prompt with its answer behind it. answer: how many tokens are the answer's."""
 
     ids: list[int]
     answer: int
@@ -194,41 +205,41 @@ class Prompt:
 
 def make_prompts(
     tokenizer: PreTrainedTokenizerBase, window: int, texts: Sequence[str], trials: int
-) -> list[Prompt]:
-    """`STEPS` prompts for each trial, the nearest key first; none where the window is too short for them.
+) -> tuple[list[int], list[list[Prompt]]]:
+    """Lengths in tokens, answers included, and for each trial a prompt of each; none where W/4 tokens hold none.
 
-    The distance is that of the answer's first token from the first of the key's line; where the prompt begins before
-    it, as at W, the line lies right behind the introduction.
+    Trials take the repeated sentence and the texts by turns, either with keys at all depths.
     """
 
     def ids_of(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    start, introduction = _start(tokenizer), ids_of(f"{TASK_DESCRIPTION}\n")
-    haystacks = [ids_of(f" {GARBAGE}"), *(ids_of(_beginning(text, window, trials)) for text in texts)]
-    haystacks = [ids for ids in haystacks if ids]
+    before = [*_start(tokenizer), *ids_of(f"{TASK_DESCRIPTION}\n")]
+    sentence, *read = (ids_of(text) for text in (f" {GARBAGE}", *(_beginning(text, window, trials) for text in texts)))
+    read = [ids for ids in read if ids]
     question = ids_of(f"\n{PASSKEY_QUESTION}")
-    prompts = []
+    found: list[list[Prompt]] = []
+    lengths = lengths_of(window)
     for trial in range(trials):
         secret = str(random.Random(f"passkey {trial}").randint(*_KEYS))
-        asked = ids_of(f"\n{PASSKEY_QUESTION} {secret}")
+        line, asked = ids_of(f"\n{PASSKEY_LINE.format(key=secret)}\n"), ids_of(f"\n{PASSKEY_QUESTION} {secret}")
         known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(question, asked, strict=False)))
-        line = ids_of(f"\n{PASSKEY_LINE.format(key=secret)}\n")
-        room = window - len(start) - len(introduction) - len(line) - len(asked)
-        if room < 0 or distances_of(window)[0] < len(line) + known:
-            return []
-        # The repeated sentence and the texts by turns; each text's turns begin at another place of it.
-        which = 0 if trial % 2 == 0 else 1 + (trial // 2) % (len(haystacks) - 1) if len(haystacks) > 1 else 0
-        hay = haystacks[which]
-        offset = 0 if which == 0 else len(hay) * trial // trials
-        body = list(islice(cycle(hay), offset, offset + room))
-        for distance in distances_of(window):
-            after = min(distance - len(line) - known, room)
-            before = room - after
-            prompts.append(
-                Prompt([*start, *introduction, *body[:before], *line, *body[before:], *asked], len(asked) - known)
-            )
-    return prompts
+        lengths = [length for length in lengths if length >= len(before) + len(line) + len(asked)]
+        hay, offset = sentence, 0
+        if trial % 2 and read:
+            hay = read[trial // 2 % len(read)]
+            offset = len(hay) * trial // trials
+        depth = (trial // 2 + 0.5) / ((trials + 1) // 2)
+        row = []
+        for length in lengths:
+            body = list(islice(cycle(hay), offset, offset + length - len(before) - len(line) - len(asked)))
+            place = int(depth * len(body))
+            ids = [*before, *body[:place], *line, *body[place:], *asked]
+            row.append(Prompt(ids, len(asked) - known))
+        found.append(row)
+    if len(lengths) <= STEPS - SHORT:
+        return [], []
+    return lengths, [row[-len(lengths) :] for row in found]
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -243,9 +254,9 @@ def _beginning(text: str, window: int, trials: int) -> str:
 
 
 def text_pieces(
-    tokenizer: PreTrainedTokenizerBase, window: int, texts: Sequence[str], count: int
+    tokenizer: PreTrainedTokenizerBase, window: int, texts: Sequence[str], count: int, lengths: Sequence[int]
 ) -> list[list[list[int]]]:
-    """At most `count` pieces of text, from the texts by turns, none overlapping another: each at `STEPS` lengths.
+    """At most `count` pieces of text, from the texts by turns, none overlapping another: each at all lengths.
 
     All lengths end alike, and begin with the tokenizer's start token.
     """
@@ -257,8 +268,7 @@ def text_pieces(
         ids = list(tokenizer(beginning, add_special_tokens=False, verbose=False)["input_ids"])
         by_text.append([ids[first : first + size] for first in range(0, len(ids) - size + 1, size)])
     turns = (pieces[turn] for turn in range(max(map(len, by_text))) for pieces in by_text if turn < len(pieces))
-    lengths = [distance - len(start) for distance in distances_of(window)]
-    return [[[*start, *piece[-length:]] for length in lengths] for piece in islice(turns, count)]
+    return [[[*start, *piece[len(start) - length :]] for length in lengths] for piece in islice(turns, count)]
 
 
 def _help_of_python() -> str:
@@ -270,31 +280,30 @@ def _help_of_python() -> str:
 
 @torch.no_grad()
 def _measure(
-    model: PreTrainedModel, window: int, prompts: Sequence[Prompt], pieces: Sequence[Sequence[list[int]]]
+    model: PreTrainedModel,
+    window: int,
+    lengths: Sequence[int],
+    prompts: Sequence[Sequence[Prompt]],
+    pieces: Sequence[Sequence[list[int]]],
 ) -> Measurement:
-    """One pass for each prompt, and for each piece and length of context."""
-    passes = len(prompts) + len(pieces) * STEPS
+    """One pass for each prompt, and for each piece of text at each length."""
+    passes = (len(prompts) + len(pieces)) * len(lengths)
     logger.info("measuring the window: %d passes of at most %d tokens through the stock model", passes, window)
     training = model.training
     model.eval()
     try:
         with tqdm(total=passes, desc="window", unit="pass", disable=None, leave=False) as bar:
-            answers = list(_counted(bar, (_answer_nll(model, prompt) for prompt in prompts)))
-            losses = [list(_counted(bar, _losses(model, window, piece))) for piece in pieces]
+            answers = [tuple(_counted(bar, (_answer_nll(model, one) for one in row))) for row in prompts]
+            scored = max(1, window // _SCORED)
+            losses = [tuple(_counted(bar, (_loss(model, ids, scored) for ids in piece))) for piece in pieces]
     finally:
         model.train(training)
-    if not all(math.isfinite(value) for value in (*answers, *(value for row in losses for value in row))):
+    if not all(math.isfinite(value) for row in (*answers, *losses) for value in row):
         raise ValueError(
             f"the model's logits are not finite within its own window of {window} tokens, which cannot be measured; "
             "give the window in tokens, or load the model in another dtype"
         )
-    rows: list[Any] = [tuple(answers[first : first + STEPS]) for first in range(0, len(answers), STEPS)]
-    return Measurement(
-        window=window,
-        distances=tuple(distances_of(window)),
-        answers=tuple(rows),
-        losses=tuple(tuple(row) for row in losses),
-    )
+    return Measurement(window=window, lengths=tuple(lengths), answers=tuple(answers), losses=tuple(losses))
 
 
 def _counted(bar: tqdm[Any], values: Iterator[float]) -> Iterator[float]:
@@ -310,8 +319,6 @@ def _answer_nll(model: PreTrainedModel, prompt: Prompt) -> float:
     return -float(logits.log_softmax(-1).gather(-1, expected).double().sum())
 
 
-def _losses(model: PreTrainedModel, window: int, piece: Sequence[list[int]]) -> Iterator[float]:
-    scored = max(1, window // _SCORED)
-    for ids in piece:
-        losses = token_losses(model, torch.tensor([ids], device=model.device), first_token=len(ids) - scored)
-        yield float(losses.double().mean())
+def _loss(model: PreTrainedModel, ids: Sequence[int], scored: int) -> float:
+    losses = token_losses(model, torch.tensor([ids], device=model.device), first_token=len(ids) - scored)
+    return float(losses.double().mean())
