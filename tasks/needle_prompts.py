@@ -17,12 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from models.passkey import GARBAGE, PASSKEY_LINE, PASSKEY_QUESTION, TASK_DESCRIPTION
+from models import passkey
 from tasks.errors import UserError
 from tasks.reading import read_text
 
 HaystackName = Literal["passkey", "essays"]
 NeedleName = Literal["passkey", "sandwich"]
+
+TASK_DESCRIPTION = passkey.TASK_DESCRIPTION
+GARBAGE = passkey.GARBAGE
+PASSKEY_LINE = passkey.PASSKEY_LINE
+PASSKEY_QUESTION = passkey.PASSKEY_QUESTION
 
 SANDWICH_LINE = "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."
 SANDWICH_ANSWER = "eat a sandwich and sit in Dolores Park on a sunny day"

@@ -118,7 +118,7 @@ def check_asked(
         check_auto_window(method)
         if tp_plan is not None:
             raise ValueError(
-                "max_position_embeddings = 'auto' does not go with tp_plan: the model is measured in one process; "
+                "window = 'auto' does not go with tp_plan: the model is measured in one process; "
                 "measure it with python -m tools.calibrate, and give the number"
             )
     if isinstance(window, int):

@@ -86,7 +86,7 @@ def check_auto_window(name: str) -> None:
     if not METHODS[name].automatic(MAX_TOKENS):
         able = ", ".join(other for other, method in METHODS.items() if method.automatic(MAX_TOKENS))
         raise ValueError(
-            f"max_position_embeddings = 'auto': the method {name!r} takes the model's whole window; leave it out, give "
+            f"window = 'auto': the method {name!r} takes the model's whole window; leave the window out, give "
             f"it in tokens, or take the method {able}"
         )
 
