@@ -15,7 +15,7 @@ from typing import Any
 from pipeline import store
 from pipeline.config import ExperimentConfig
 from pipeline.distributed import Workers
-from pipeline.model_loader import Start, check_start, measured_window
+from pipeline.model_loader import Start, check_request, check_start, measured_window
 from tasks import get_task
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ def settle(
     asked = asked_of(cfg)
     if not asked:
         return cfg, None
+    check_request(cfg)
     numbers = workers.from_first(lambda: _numbers(cfg, asked, results, workers, overwrite, measure))
     options = cfg.options.model_copy(update={WINDOW: numbers[WINDOW]}) if WINDOW in numbers else cfg.options
     params = {name: numbers.get(f"params.{name}", value) for name, value in cfg.params.items()}

@@ -122,7 +122,8 @@ def test_a_run_goes_on_with_the_numbers_that_it_began_with(
         run(*numbers, "params.chunk_coe=2")
     # A record of another question, or a broken one, is no answer.
     path = results / "needle" / "pred" / "a" / store.RUN_FILE
-    for change in ({"found": {}}, None):
+    changes: list[Any] = [{"found": {}}, None]
+    for change in changes:
         path.write_text(json.dumps({**second, "automatic": change}))
         with pytest.raises(UserError, match=r"params.local_window was 192, is 128"):
             run()

@@ -99,8 +99,7 @@ def test_prompts_have_their_lengths_and_keys_their_depths(tokenizer: PreTrainedT
     shares = []
     for row in prompts:
         assert [len(prompt.ids) for prompt in row] == lengths
-        text = tokenizer.decode(row[-1].ids)
-        answer = tokenizer.decode(row[-1].ids[-row[-1].answer :])
+        text, answer = str(tokenizer.decode(row[-1].ids)), str(tokenizer.decode(row[-1].ids[-row[-1].answer :]))
         assert text.endswith(f"The pass key is{answer}")
         line = f"The pass key is{answer}. Remember it.{answer} is the pass key."
         assert text.count(line) == 1
@@ -207,7 +206,7 @@ def test_a_measurement_is_kept_under_all_that_it_depends_on(
 
 def test_weights_that_are_not_here_have_no_hash(make_model: MakeModel) -> None:
     assert calibration_cache.key_of(make_model(), 1) != calibration_cache.key_of(make_model(), 2)
-    assert calibration_cache.key_of(make_model().to("meta"), 1) is None
+    assert calibration_cache.key_of(make_model().to(device="meta"), 1) is None
 
 
 def test_what_cannot_be_measured_is_said(
