@@ -84,6 +84,7 @@ def main(argv: list[str]) -> int:
 
 def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) -> int:
     """Run the experiments one after another; returns the exit code."""
+    from pipeline.automatic import settle
     from pipeline.distributed import Workers
     from pipeline.experiment import run_experiment
     from pipeline.model_loader import EngineLoader, check_request, check_start, check_tensor_parallel
@@ -95,10 +96,11 @@ def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) 
     with Workers(tensor_parallel=tensor_parallel) as workers:
         load_engine = EngineLoader(workers)
         for cfg in experiments:
+            cfg, automatic = settle(cfg, arguments.results, workers, overwrite=arguments.overwrite)
             start = check_start(cfg, workers.device())
             outcomes = run_experiment(
                 cfg, arguments.results, workers, load_engine,
-                window=start.window, model_revision=start.revision, overwrite=arguments.overwrite,
+                window=start.window, model_revision=start.revision, automatic=automatic, overwrite=arguments.overwrite,
             )  # fmt: skip
             failed = sum(outcome.failed for outcome in outcomes.values())
             unfinished += failed + sum(outcome.missing for outcome in outcomes.values())

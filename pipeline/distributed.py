@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from tasks.errors import UserError
+
+T = TypeVar("T")
 
 # A process may wait for another as long as the longest share of the records takes.
 PATIENCE = timedelta(days=30)
@@ -91,6 +97,22 @@ class Workers:
         """Wait until every process is here."""
         if self._group is not None:
             dist.barrier(group=self._group)
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns in the first process, where alone it is called. Its `UserError` is raised in all."""
+        if self.processes == 1:
+            return make()
+        sent: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                sent[0] = make()
+            except UserError as error:
+                sent[1] = str(error)
+        dist.broadcast_object_list(sent, src=0, group=self._group)
+        if sent[1] is not None:
+            raise UserError(sent[1])
+        found: T = sent[0]
+        return found
 
     def device(self) -> str | None:
         """The GPU of this process where several share a machine, else None."""

@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline import timing
+from pipeline.automatic import WINDOW, settle
 from pipeline.config import ExperimentConfig
 from pipeline.distributed import Workers
 from pipeline.experiment import read_experiment, read_records
@@ -133,6 +134,7 @@ def quantiles(lengths: Sequence[int]) -> list[int]:
 
 def preview(cfg: ExperimentConfig, results: Path, load: EngineLoader, console: Console, *, overwrite: bool) -> Preview:
     """Check one experiment as its run would, and print what it would do. Raises `UserError` as the run would."""
+    cfg, automatic = settle(cfg, results, Workers(), overwrite=overwrite, measure=False)
     start = check_start(cfg)
     _, cfg, chosen = read_experiment(cfg, results, overwrite=overwrite)
     counts, longest = count_prompts(cfg, chosen)
@@ -141,6 +143,8 @@ def preview(cfg: ExperimentConfig, results: Path, load: EngineLoader, console: C
         f"{cfg.exp_name}: {cfg.task} with {cfg.method} on {cfg.model}, window W {start.window:,}, "
         f"target {cfg.options.max_pe:,} tokens",
     )
+    if automatic is not None and automatic["calibration"] is None and WINDOW in automatic["found"]:
+        _say(console, "the window is auto: a run measures it first, and W is at most what stands here")
     console.print(_prompt_table(counts, start.window))
     counted = sum(len(count.prompt_tokens) for count in counts)
     records = sum(count.records for count in counts)
@@ -249,7 +253,12 @@ def list_experiments(experiments: Sequence[ExperimentConfig], console: Console) 
         for name in dict.fromkeys(cfg.exp_name for cfg in its):
             same = [cfg for cfg in its if cfg.exp_name == name]
             window = same[0].options.ori_max_position_embeddings
-            cells = (name, f"{window:,}" if window else "model's", f"{same[0].options.max_pe:,}", str(len(same)))
+            cells = (
+                name,
+                f"{window:,}" if isinstance(window, int) else window or "model's",
+                f"{same[0].options.max_pe:,}",
+                str(len(same)),
+            )
             table.add_row(*(escape(printable(cell)) for cell in cells))
         console.print(table)
         console.print()

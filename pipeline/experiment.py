@@ -41,13 +41,15 @@ def run_experiment(
     *,
     window: int,
     model_revision: str | None = None,
+    automatic: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> dict[str, Outcome]:
     """Predict what is still to do of one experiment. Returns the outcome by data set.
 
-    `window` is W, resolved; `load_engine` is called only if there is work. Nothing is written or removed before the
-    configuration, the folder and the data are known to be good, and the model is there: a start that fails leaves
-    everything as it was. Raises `UserError` for a user's mistake.
+    `window` is W, resolved; `automatic` is for the run record, see `pipeline.automatic`; `load_engine` is called only
+    if there is work. Nothing is written or removed before the configuration, the folder and the data are known to be
+    good, and the model is there: a start that fails leaves everything as it was. Raises `UserError` for a user's
+    mistake.
     """
     task = get_task(cfg.task)
     folder, cfg, records = read_experiment(cfg, results, overwrite=overwrite)
@@ -62,7 +64,7 @@ def run_experiment(
             else:
                 check_resumable(folder, task, cfg)  # another run may have begun since
             before = store.read_run(folder) if store.has_predictions(folder) else None
-            record = run_record(cfg, window, workers.processes, records, before, model_revision)
+            record = run_record(cfg, window, workers.processes, records, before, model_revision, automatic)
             store.write_json(folder / store.RUN_FILE, record)
 
         def get_engine() -> Engine:
@@ -214,6 +216,7 @@ def run_record(
     records: Mapping[str, list[Record]],
     before: Mapping[str, Any] | None,
     model_revision: str | None = None,
+    automatic: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `run.json` holds. `records` counts by data set; a resumed run keeps the larger count of the two.
 
@@ -231,6 +234,7 @@ def run_record(
         "datasets": counts,
         "data": get_task(cfg.task).data_source(cfg.options),
         "model_revision": model_revision,
+        "automatic": (before or {}).get("automatic") if automatic is None else automatic,
         "versions": {"python": platform.python_version(), **_package_versions()},
         "device": (before or {}).get("device"),
         "git_revision": git_revision(),

@@ -59,9 +59,12 @@ def check_request(cfg: ExperimentConfig) -> None:
 
     What needs the window waits for `check_start` where the configuration leaves it to the model.
     """
-    from models.DPI.loading import check_options
+    from models.DPI.loading import check_asked, check_options
 
-    check_method(cfg, cfg.options.ori_max_position_embeddings)
+    window = cfg.options.ori_max_position_embeddings
+    with _mistakes():
+        check_asked(cfg.method, cfg.params, window, None, cfg.tp_plan)
+    check_method(cfg, None if window == "auto" else window)
     with _mistakes():
         check_options(**_options(cfg, None))
 
@@ -73,7 +76,7 @@ def check_start(cfg: ExperimentConfig, device: str | None = None) -> Start:
     keep the run from its first record, but for faults of the weights themselves.
     """
     from models.DPI.loading import check_attention, check_options, window_of
-    from models.DPI.methods import build_method
+    from models.DPI.methods import build_method, resolve_params
     from models.DPI.patches.Llama import check_config
 
     check_request(cfg)
@@ -81,11 +84,10 @@ def check_start(cfg: ExperimentConfig, device: str | None = None) -> Start:
         found, dtype = check_options(**_options(cfg, device))
     source = resolve_model(cfg.model)
     config = read_model_config(cfg.model, trust_remote_code=cfg.trust_remote_code)
-    window = cfg.options.ori_max_position_embeddings
-    if window is None:
-        window = _friendly(cfg.model, lambda: window_of(config))
+    asked = cfg.options.ori_max_position_embeddings
+    window = asked if isinstance(asked, int) else _friendly(cfg.model, lambda: window_of(config))
     check_method(cfg, window)
-    method = build_method(cfg.method, cfg.params)
+    method = build_method(cfg.method, resolve_params(cfg.method, cfg.params, window))
     with _mistakes(f"the model {cfg.model!r}: "):
         check_config(config, method)
     if cfg.attn_impl != "auto":
@@ -94,16 +96,43 @@ def check_start(cfg: ExperimentConfig, device: str | None = None) -> Start:
     return Start(config, window, found, dtype, local=Path(source.folder).is_dir())
 
 
+def measured_window(cfg: ExperimentConfig, device: str | None, window: int) -> dict[str, Any]:
+    """A model's calibration (`models.DPI.calibration.Calibration`) as JSON values. window: W in tokens.
+
+    device: as for `check_start`. Raises `UserError` where the model cannot be loaded or measured.
+    """
+    from models.DPI.calibration import calibrate
+    from models.DPI.dpi import get_model_and_tokenizer
+    from models.DPI.methods.original import Original
+    from models.DPI.patches.Llama import uninstall
+
+    def measure() -> dict[str, Any]:
+        model, tokenizer = get_model_and_tokenizer(
+            cfg.model,
+            None,
+            Original.name,
+            {},
+            window,
+            trust_remote_code=cfg.trust_remote_code,
+            **_options(cfg, device),
+        )
+        return calibrate(uninstall(model), tokenizer, window).model_dump(mode="json")
+
+    return _friendly(cfg.model, measure)
+
+
 def check_method(cfg: ExperimentConfig, window: int | None) -> None:
     """Raise `UserError` for an unknown method, a wrong parameter, or a target that is out of reach or within W.
 
     Without a window only the method's name and its parameters are checked.
     """
-    from models.DPI.methods import build_method
+    from models.DPI.methods import build_method, resolve_params
+    from models.DPI.methods.base import MAX_TOKENS
 
     target = cfg.options.max_pe
     with _mistakes():
-        method = build_method(cfg.method, cfg.params, window, target if window is not None else None)
+        params = resolve_params(cfg.method, cfg.params, MAX_TOKENS if window is None else window)
+        method = build_method(cfg.method, params, window, target if window is not None else None)
     if window is not None and method.extends and target < window:
         raise UserError(
             f"max_pe = {target} is below the window of {window} tokens, where {cfg.method} has nothing to extend; "

@@ -46,6 +46,7 @@ class RunShape(_Shape):
     versions: dict[str, Any] = Field(default_factory=dict)
     device: str | None = None
     data: dict[str, Any] | None = None
+    automatic: dict[str, Any] | None = None
 
 
 class ScoredShape(_Shape):
@@ -82,7 +83,7 @@ class LineShape(_Shape):
 def check_run(run: Any, source: str) -> dict[str, Any]:
     """A run record with `window`, `datasets`, `versions` and `params` filled in. Raises `UserError` with the field."""
     _check(RunShape, run, f"{source} is no run record", "remove the folder or run pred.py --overwrite")
-    filled = {"window": None, "datasets": {}, "versions": {}, "device": None, **run}
+    filled = {"window": None, "datasets": {}, "versions": {}, "device": None, "automatic": None, **run}
     return {**filled, "config": {"params": {}, **run["config"]}}
 
 

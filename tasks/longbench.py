@@ -255,7 +255,7 @@ def _bounds(options: Options | None) -> dict[str, int]:
     bounds = {RESULT_FILE: -1}
     if options is None:
         return bounds
-    if options.ori_max_position_embeddings is None:
+    if not isinstance(options.ori_max_position_embeddings, int):
         logger.warning("the configuration names no ori_max_position_embeddings: result_o.json is not written")
     else:
         bounds["result_o.json"] = options.ori_max_position_embeddings

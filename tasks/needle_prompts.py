@@ -17,19 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from models import passkey
 from tasks.errors import UserError
 from tasks.reading import read_text
 
 HaystackName = Literal["passkey", "essays"]
 NeedleName = Literal["passkey", "sandwich"]
 
-TASK_DESCRIPTION = (
-    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
-    "I will quiz you about the important information there."
-)
-GARBAGE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-PASSKEY_LINE = "The pass key is {key}. Remember it. {key} is the pass key."
-PASSKEY_QUESTION = "What is the pass key? The pass key is"
+TASK_DESCRIPTION = passkey.TASK_DESCRIPTION
+GARBAGE = passkey.GARBAGE
+PASSKEY_LINE = passkey.PASSKEY_LINE
+PASSKEY_QUESTION = passkey.PASSKEY_QUESTION
 
 SANDWICH_LINE = "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."
 SANDWICH_ANSWER = "eat a sandwich and sit in Dolores Park on a sunny day"

@@ -25,7 +25,9 @@ class Options(BaseModel):
     """Keys that change no prediction, but memory or scores: they may differ between two runs of one experiment."""
 
     max_pe: Positive = Field(description="target length in tokens")
-    ori_max_position_embeddings: Positive | None = Field(None, description="the window; None: the model's own")
+    ori_max_position_embeddings: Positive | Literal["auto"] | None = Field(
+        None, description="the window; None: the model's own; auto: its effective window, measured"
+    )
     data_dir: Path | None = Field(None, description="folder with the benchmark's data; None: from the hub")
     data_revision: str | None = Field(
         None, min_length=1, description="commit, tag or branch of the hub's data; None: the newest"

@@ -1,7 +1,7 @@
 """What `get_model_and_tokenizer` may get as its `config`: a model's configuration, or an experiment's table."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 Config = TypeVar("Config")
 
@@ -9,9 +9,9 @@ WINDOW_KEY, TARGET_KEY = "ori_max_position_embeddings", "max_pe"
 
 
 def split_config(
-    config: Config | Mapping[str, Any] | None, window: int | None, target_length: int | None
-) -> tuple[Config | None, int | None, int | None]:
-    """The model's configuration, window and target length, in tokens.
+    config: Config | Mapping[str, Any] | None, window: int | Literal["auto"] | None, target_length: int | None
+) -> tuple[Config | None, int | Literal["auto"] | None, int | None]:
+    """The model's configuration, window and target length, in tokens; the window may be "auto".
 
     config: an experiment's table, as `pred.py` reads it from TOML, gives window and target where those are None. Its
     other keys are not refused: the model, method and parameters are arguments of their own, and what belongs to a
@@ -32,7 +32,7 @@ def split_config(
             "transformers' object, AutoConfig.for_model(**config)"
         )
     if window is None:
-        window = _tokens(config, WINDOW_KEY)
+        window = "auto" if config.get(WINDOW_KEY) == "auto" else _tokens(config, WINDOW_KEY)
     if target_length is None:
         target_length = _tokens(config, TARGET_KEY)
     return None, window, target_length

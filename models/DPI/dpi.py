@@ -1,7 +1,7 @@
 """GALI and the methods it is compared with, in O(n) memory: no matrix of queries x keys is ever held whole."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -17,7 +17,7 @@ def get_model_and_tokenizer(
     config: PreTrainedConfig | Mapping[str, Any] | None,
     method: str,
     params: Mapping[str, Any] | None,
-    max_position_embeddings: int | None = None,
+    max_position_embeddings: int | Literal["auto"] | None = None,
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
@@ -34,7 +34,9 @@ def get_model_and_tokenizer(
     config: the model's configuration; None reads it from the model. An experiment's table (a mapping, as read from
         TOML) gives `ori_max_position_embeddings` and `max_pe` where the arguments for them are None.
     method, params: a name of `models.DPI.methods.METHODS` and its parameters.
-    max_position_embeddings: W, the window in tokens; None takes the configuration's.
+    max_position_embeddings: W, the window in tokens; None takes the configuration's. "auto", under a method that can:
+        the model's effective window, which is measured (`models.DPI.calibration`) and kept in the user's cache folder.
+        Parameters may be "auto" likewise: GALI's local_window and chunk_coe.
     dtype: bf16 on a GPU and fp32 on a CPU unless given.
     target_length: the longest input meant, in tokens; a method that cannot reach it is refused.
     attn_impl: how attention is computed beyond the window, see `models.DPI.attention.api`.

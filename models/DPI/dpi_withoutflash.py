@@ -1,7 +1,7 @@
 """The same models with attention materialised: O(n^2) memory, and `output_attentions=True` is honoured."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -16,7 +16,7 @@ def get_model_and_tokenizer(
     config: PreTrainedConfig | Mapping[str, Any] | None,
     method: str,
     params: Mapping[str, Any] | None,
-    max_position_embeddings: int | None = None,
+    max_position_embeddings: int | Literal["auto"] | None = None,
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,

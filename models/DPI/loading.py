@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
@@ -14,8 +14,9 @@ from transformers.utils.hub import cached_file
 
 from models import hub
 from models.DPI.attention.api import choose
-from models.DPI.methods import Method, Rope, build_method
-from models.DPI.methods.base import frequencies_of
+from models.DPI.calibration import calibrate
+from models.DPI.methods import AUTO, Method, Rope, build_method, check_auto_window, resolve_params
+from models.DPI.methods.base import MAX_TOKENS, frequencies_of
 from models.DPI.patches.families import head_dim_of, stock_attention_of
 from models.DPI.patches.Llama import check_config, check_implementation, install
 from models.DPI.patches.rotary import rope_parameters_of
@@ -36,7 +37,7 @@ def load(
     config: PreTrainedConfig | None,
     method: str,
     params: Mapping[str, Any] | None,
-    max_position_embeddings: int | None,
+    max_position_embeddings: int | Literal["auto"] | None,
     *,
     dtype: torch.dtype | str | None,
     device: torch.device | str | None,
@@ -50,7 +51,7 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """See `models.DPI.dpi.get_model_and_tokenizer`. stock_attention: transformers' implementation within the window."""
     # What can be checked without the model, before anything is fetched.
-    build_method(method, params, max_position_embeddings, target_length)
+    check_asked(method, params, max_position_embeddings, target_length, tp_plan)
     device, dtype = check_options(
         attn_impl=attn_impl, dtype=dtype, device=device, device_map=device_map, tp_plan=tp_plan
     )
@@ -58,7 +59,8 @@ def load(
     # False and not left out: transformers then asks, and a "y" on standard input would run a model's own Python.
     options = {**source.options, "trust_remote_code": trust_remote_code}
     config = AutoConfig.from_pretrained(source.folder, **options) if config is None else config
-    window = window_of(config) if max_position_embeddings is None else max_position_embeddings
+    measured = max_position_embeddings == AUTO
+    window = window_of(config) if measured or max_position_embeddings is None else int(max_position_embeddings)
     built = build_method(method, params, window, target_length)
     check_config(config, built, window)
     layers = getattr(config, "num_hidden_layers", 0)
@@ -95,7 +97,31 @@ def load(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # batches and generation need one
     tokenizer.padding_side = "left"
+    if measured:
+        window = calibrate(model, tokenizer, window).window
+        built = build_method(method, params, window, target_length)
     return install(model, built, window, attn_impl=attn_impl, seed=seed), tokenizer
+
+
+def check_asked(
+    method: str,
+    params: Mapping[str, Any] | None,
+    window: int | Literal["auto"] | None,
+    target_length: int | None,
+    tp_plan: str | None = None,
+) -> None:
+    """Raise ValueError for a method, parameters, a window or a target that cannot be, whatever the model is."""
+    if window == AUTO:
+        check_auto_window(method)
+        if tp_plan is not None:
+            raise ValueError(
+                "window = 'auto' does not go with tp_plan: the model is measured in one process; "
+                "measure it with python -m tools.calibrate, and give the number"
+            )
+    if isinstance(window, int):
+        build_method(method, params, window, target_length)
+    else:
+        build_method(method, resolve_params(method, params, MAX_TOKENS))
 
 
 def check_options(

@@ -2,9 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from models.DPI.attention.bands import Band, Segment
 from models.DPI.attention.noise import Noise
-from models.DPI.attention.tables import Frequencies, KeyPositions
+from models.DPI.attention.tables import Frequencies, KeyPositions, Stretch
 
 TRUE_POSITIONS = KeyPositions()
 
@@ -22,10 +23,13 @@ MAX_TOKENS = 1 << 40
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Factor = Annotated[float, Field(ge=1.0, le=1e9)]
 """Its powers stay far from where fp64 overflows."""
+Coefficient = Annotated[float, Field(ge=-1e9, le=1e9)]
 Scale = Annotated[int | float, Field(ge=1, le=1_000_000_000)]
 """A factor that stays a whole number where one is given: floors are exact then."""
 YARN_OF_TWO = (0.1 * math.log(2) + 1) ** 2
 """What cosines and sines of queries and keys times 0.1 ln 2 + 1 multiply logits by."""
+TokensOrShare = Annotated[int, Field(ge=1, le=MAX_TOKENS)] | Annotated[float, Field(gt=0.0, lt=1.0)]
+"""A number of tokens (int), or a share of those that are fed (float)."""
 Temperature = Literal["none", "yarn", "logn"] | Annotated[float, Field(gt=0.0, le=1e3)]
 
 # Other frequencies that a Rope keeps, with their tables. Dyn-NTK makes new ones for every token.
@@ -102,6 +106,7 @@ class Method(BaseModel, ABC):
     rope_types_reason: ClassVar[str] = ""
 
     causal: ClassVar[bool] = False  # what `is_causal` says where it depends on no parameter
+    plain_within_window: ClassVar[bool] = False  # whether inputs of up to W tokens are left to the stock model
 
     temperature: Temperature = "none"
 
@@ -120,6 +125,14 @@ class Method(BaseModel, ABC):
         """Windows, in tokens, worth trying for a model of W: some methods gain from a smaller one."""
         return [window]
 
+    @classmethod
+    def automatic(cls, window: int) -> dict[str, int]:
+        """What "auto" stands for, by parameter, in a window of W tokens.
+
+        Where there is something, W itself may be "auto": the model's effective window (`models.DPI.calibration`).
+        """
+        return {}
+
     def check_window(self, window: int) -> None:
         """Raise ValueError if the parameters make no sense for a window of W tokens."""
         return
@@ -130,7 +143,7 @@ class Method(BaseModel, ABC):
 
     def remedy(self, window: int, target_length: int) -> str:
         """What to change so that the method reaches the target."""
-        return f"set a factor of at least {math.ceil(1000 * target_length / window) / 1000}"
+        return f"set a factor of {at_least(target_length / window)}"
 
     @abstractmethod
     def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
@@ -169,7 +182,7 @@ class Method(BaseModel, ABC):
 
     def is_plain(self, rope: Rope, length: int) -> bool:
         """Whether `length` tokens get exactly the stock model's attention."""
-        return False
+        return self.plain_within_window and length <= rope.window
 
     def is_causal(self) -> bool:
         """Whether a token's logits depend on its prefix alone, wherever a prompt is cut.
@@ -181,6 +194,14 @@ class Method(BaseModel, ABC):
     def noise(self, seed: int) -> Noise | None:
         """The noise that the method adds to logits."""
         return None
+
+
+class UnboundedMethod(Method):
+    """What keeps distances within the window however long the input is."""
+
+    def reach(self, window: int) -> float:
+        """Unbounded."""
+        return math.inf
 
 
 class FactorMethod(Method):
@@ -209,6 +230,19 @@ class FactorMethod(Method):
         return self.factor
 
 
+class FrequencyMethod(FactorMethod):
+    """What leaves positions as they are and rotates at other frequencies."""
+
+    @abstractmethod
+    def inv_freq(self, rope: Rope) -> Tensor:
+        """The frequencies, (rotary_dim/2,)."""
+
+    def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
+        """One band at true positions."""
+        key = (self.name, *self.model_dump(exclude={"temperature"}).values())
+        return one_band(rope, rope.derived(key, lambda: self.inv_freq(rope)), past, length)
+
+
 class NeighbourMethod(Method):
     """What keeps distances below w exact. window_size: w, smaller than W."""
 
@@ -216,10 +250,7 @@ class NeighbourMethod(Method):
 
     def check_window(self, window: int) -> None:
         """w must leave room for farther distances."""
-        if self.window_size >= window:
-            raise ValueError(
-                f"window_size = {self.window_size} must be smaller than the model's window of {window} tokens"
-            )
+        check_smaller("window_size", self.window_size, window)
 
     def near_and_far(
         self, rope: Rope, past: int, length: int, far_positions: Tensor, far_keys: KeyPositions
@@ -227,6 +258,28 @@ class NeighbourMethod(Method):
         """See the function; i - j < w is near."""
         near = query_indices(past, length) - self.window_size + 1
         return near_and_far(rope, past, length, near, far_positions, far_keys)
+
+
+def in_tokens(value: int | float, length: int) -> int:
+    """A number of tokens, or a share of n tokens."""
+    return value if isinstance(value, int) else int(value * length)
+
+
+def check_ascending(name: str, values: Sequence[float], *, strictly: bool = True) -> None:
+    """Raise ValueError if a value is smaller than the one before it, or where `strictly`, not greater."""
+    if any(a > b or (a == b and strictly) for a, b in pairwise(values)):
+        raise ValueError(f"{name} = {list(values)} must ascend: distances get coarser with each edge")
+
+
+def check_smaller(name: str, value: int, window: int) -> None:
+    """Raise ValueError if a parameter in tokens is not smaller than W."""
+    if value >= window:
+        raise ValueError(f"{name} = {value} must be smaller than the model's window of {window} tokens")
+
+
+def at_least(needed: float) -> str:
+    """A bound in words, rounded up to three digits behind the point."""
+    return f"at least {math.ceil(1000 * needed) / 1000}"
 
 
 def yarn_temperature(windows: float | Tensor) -> Any:
@@ -240,11 +293,30 @@ def query_indices(past: int, length: int) -> Tensor:
     return torch.arange(past, length)
 
 
+def segment_of(
+    rope: Rope,
+    past: int,
+    length: int,
+    *regions: tuple[Tensor, KeyPositions, Tensor, Tensor],
+    scale: float = 1.0,
+    frequencies: Frequencies | None = None,
+) -> list[Segment]:
+    """One segment. regions: positions of the queries, those of the keys, and start and stop, as `Band` has them.
+
+    scale: factor on the logits beside the scheme's own. frequencies: the scheme's own if None.
+    """
+    frequencies = rope.frequencies if frequencies is None else frequencies
+    bands = (
+        Band(frequencies, positions.double(), keys, start, stop, query_scale=scale * rope.scaling**2)
+        for positions, keys, start, stop in regions
+    )
+    return [Segment(past, length, tuple(bands))]
+
+
 def one_band(rope: Rope, frequencies: Frequencies, past: int, length: int) -> list[Segment]:
     """The stock model's band: positions i and j."""
     i = query_indices(past, length)
-    band = Band(frequencies, i.double(), TRUE_POSITIONS, torch.zeros_like(i), i + 1, query_scale=rope.scaling**2)
-    return [Segment(past, length, (band,))]
+    return segment_of(rope, past, length, (i, TRUE_POSITIONS, i * 0, i + 1), frequencies=frequencies)
 
 
 def near_and_far(
@@ -254,14 +326,26 @@ def near_and_far(
 
     far_positions: of the queries, (T,) or (T, rotary_dim/2).
     """
-    i = query_indices(past, length)
-    scale = rope.scaling**2
-    near = near.clamp(min=0)
-    bands = (
-        Band(rope.frequencies, far_positions.double(), far_keys, near * 0, near, query_scale=scale),
-        Band(rope.frequencies, i.double(), TRUE_POSITIONS, near, i + 1, query_scale=scale),
-    )
-    return [Segment(past, length, bands)]
+    i, near = query_indices(past, length), near.clamp(min=0)
+    far = (far_positions, far_keys, near * 0, near)
+    return segment_of(rope, past, length, far, (i, TRUE_POSITIONS, near, i + 1))
+
+
+def shown_at(edges: Sequence[int], scales: Sequence[float], edge: int) -> float:
+    """The distance that an edge is shown at where distances grow by 1 / scale b behind edge b, and by 1 before all."""
+    nearer = [0, *(other for other in edges if other <= edge)]
+    return sum((b - a) / scale for (a, b), scale in zip(pairwise(nearer), (1, *scales), strict=False))
+
+
+def piecewise(rope: Rope, past: int, length: int, edges: Sequence[int], scales: Sequence[Stretch]) -> list[Segment]:
+    """A band between each two edges of a piecewise linear map of distances, the farthest first. See `shown_at`."""
+    i, starts = query_indices(past, length), (0, *edges)
+    stops = [(i - edge + 1).clamp(min=0) for edge in starts]
+    regions = [
+        ((i - edge).double() / scale + shown_at(edges, scales, edge), KeyPositions(stretch=scale), start, stop)
+        for edge, scale, start, stop in zip(starts, (1, *scales), [*stops[1:], i * 0], stops, strict=True)
+    ]
+    return segment_of(rope, past, length, *reversed(regions))
 
 
 def factor_for(window: int, target: int) -> dict[str, int | float]:

@@ -5,14 +5,13 @@ import math
 from typing import Any, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from models.DPI.attention.bands import Band, Segment
+from models.DPI.attention.bands import Segment
 from models.DPI.attention.tables import KeyPositions
-from models.DPI.methods.base import Method, Rope, Tokens, query_indices
+from models.DPI.methods.base import Rope, Tokens, UnboundedMethod, query_indices, segment_of
 
 
-class ChunkLlama(Method):
+class ChunkLlama(UnboundedMethod):
     """local_window: 3W//4 minus it is the chunk; W//16 if not given. mscale: growth of cos and sin beyond W.
 
     The defaults are those that GALI's authors ran; ChunkLlama's own code also has W//8 and 0.05.
@@ -47,10 +46,6 @@ class ChunkLlama(Method):
                 f"local_window = {self.local_window} must be smaller than {bound}, three quarters of the window"
             )
 
-    def reach(self, window: int) -> float:
-        """Unbounded: distances to older chunks are all alike."""
-        return math.inf
-
     def _local_window(self, window: int) -> int:
         return window // 16 if self.local_window is None else self.local_window
 
@@ -59,18 +54,13 @@ class ChunkLlama(Method):
         furthest = 3 * rope.window // 4
         chunk = furthest - self._local_window(rope.window)
         m = self.mscale * math.log(length / rope.window) + 1 if length > rope.window else 1.0
-        scale = (m * rope.scaling) ** 2
         i = query_indices(past, length)
         own = i - i % chunk  # first key of the query's chunk
         previous = (own - chunk).clamp(min=0)
         keys = KeyPositions(period=chunk)
-
-        def band(positions: Tensor, start: Tensor, stop: Tensor) -> Band:
-            return Band(rope.frequencies, positions.double(), keys, start, stop, query_scale=scale)
-
-        bands = (
-            band((i * 0 + 2 * chunk - 1).clamp(max=furthest), previous * 0, previous),
-            band((i % chunk + chunk).clamp(max=furthest), previous, own),
-            band(i % chunk, own, i + 1),
+        regions = (
+            ((i * 0 + 2 * chunk - 1).clamp(max=furthest), keys, previous * 0, previous),
+            ((i % chunk + chunk).clamp(max=furthest), keys, previous, own),
+            (i % chunk, keys, own, i + 1),
         )
-        return [Segment(past, length, bands)]
+        return segment_of(rope, past, length, *regions, scale=m**2)

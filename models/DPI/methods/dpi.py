@@ -5,7 +5,6 @@ head keys at j/s through blended tables with the query at its squeezed position.
 s, and with it the head's table; only the boundary between the bands moves from chunk to chunk.
 """
 
-import math
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -16,12 +15,21 @@ from models.DPI.attention.bands import EVERY_KEY, Band, Segment
 from models.DPI.attention.noise import Noise
 from models.DPI.attention.tables import KeyPositions
 from models.DPI.help_funcs import chunk_ends, squeeze
-from models.DPI.methods.base import MAX_TOKENS, TRUE_POSITIONS, Method, Rope, Tokens, one_band, query_indices
+from models.DPI.methods.base import (
+    MAX_TOKENS,
+    TRUE_POSITIONS,
+    Rope,
+    Tokens,
+    UnboundedMethod,
+    check_smaller,
+    one_band,
+    query_indices,
+)
 
 Flag = Annotated[int, Field(ge=0, le=1)]
 
 
-class DPI(Method):
+class DPI(UnboundedMethod):
     """Parameters of GALI.
 
     chunk_coe: tokens of a query chunk (int), or its share of the tokens so far (float). 1 (int): chunk-free, every
@@ -39,6 +47,7 @@ class DPI(Method):
     colour: ClassVar[str] = "#D55E00"
     marker: ClassVar[str] = "o"
     in_paper: ClassVar[bool] = True
+    plain_within_window: ClassVar[bool] = True
 
     chunk_coe: int | float = Field(default=3000, gt=0, le=MAX_TOKENS)
     local_window: Tokens = 128
@@ -67,6 +76,11 @@ class DPI(Method):
         """Retrieval gains from a smaller window, at a small cost in loss."""
         return list(dict.fromkeys(max(2, window * quarters // 4) for quarters in (4, 3, 2)))
 
+    @classmethod
+    def automatic(cls, window: int) -> dict[str, int]:
+        """Every token a chunk of its own, half of the window at integers."""
+        return {"chunk_coe": 1, "local_window": max(1, window // 2)}
+
     @model_validator(mode="after")
     def _noise_has_a_deviation(self) -> Self:
         if self.noise_type == "gaussian" and self.scale_mean and self.scale_std and self.std_base == 0:
@@ -78,18 +92,7 @@ class DPI(Method):
 
     def check_window(self, window: int) -> None:
         """The local window must leave room for a head."""
-        if self.local_window >= window:
-            raise ValueError(
-                f"local_window = {self.local_window} must be smaller than the model's window of {window} tokens"
-            )
-
-    def reach(self, window: int) -> float:
-        """Unbounded: s grows with the input."""
-        return math.inf
-
-    def is_plain(self, rope: Rope, length: int) -> bool:
-        """Within the window."""
-        return length <= rope.window
+        check_smaller("local_window", self.local_window, window)
 
     def tempered_from(self, rope: Rope) -> int:
         """Beyond the window: what a token gets does not depend on those after it."""

@@ -1,10 +1,7 @@
 """LaMPE: far positions are squeezed into a number of positions that grows with the input as a sigmoid (2508.02308).
 
 i - j <= h: i and j. Otherwise floor(i r) + h - floor(h r) - 1 and floor(j r), with r = m / (n - 1) and, for n tokens,
-m = floor(L / (1 + exp(-(a n + b)))). Cosines and sines are multiplied by 0.1 ln 2 + 1. The map uses the final n: a
-token's logits depend on how many are fed at once. Its authors' code attends to one diagonal twice; here i - j = h is in
-the first region alone. The paper's third region is not in their code, nor here. Up to W tokens are left to the stock
-model.
+m = floor(L / (1 + exp(-(a n + b)))). In its authors' code the diagonal i - j = h is in both, here in the first.
 """
 
 import math
@@ -15,24 +12,24 @@ from pydantic import Field
 
 from models.DPI.attention.bands import Segment
 from models.DPI.attention.tables import KeyPositions
-from models.DPI.methods.base import YARN_OF_TWO, Method, Rope, Temperature, Tokens, near_and_far, query_indices
+from models.DPI.methods import base
 
-_Number = Annotated[float, Field(ge=-1e9, le=1e9)]
 # (a, b, L) as fitted for Llama-2, Llama-3 and Llama-3.1, by their windows.
 _FITTED = {4096: (8.673e-5, -0.648, 2489.1), 8192: (1.0493e-4, -2.4666, 6204.4), 131072: (4.505e-5, -2.7886, 82358.5)}
 
 
-class LaMPE(Method):
+class LaMPE(base.UnboundedMethod):
     """local_window: h. curve: (a, b, L), L + h at most W; by default the fit for W, or Llama-3's in units of W."""
 
     name: ClassVar[str] = "lampe"
     label: ClassVar[str] = "LaMPE"
     colour: ClassVar[str] = "#3322AA"
     marker: ClassVar[str] = "8"
+    plain_within_window: ClassVar[bool] = True
 
-    local_window: Tokens = 512
-    curve: Annotated[tuple[_Number, _Number, _Number], Field(strict=False)] | None = None
-    temperature: Temperature = YARN_OF_TWO
+    local_window: base.Tokens = 512
+    curve: Annotated[tuple[base.Coefficient, base.Coefficient, base.Coefficient], Field(strict=False)] | None = None
+    temperature: base.Temperature = base.YARN_OF_TWO
 
     @classmethod
     def params_for(cls, window: int, target: int) -> dict[str, Any]:
@@ -58,25 +55,15 @@ class LaMPE(Method):
         """All positions fit."""
         limit = self._curve(window)[2]
         if not 1 <= limit <= window - self.local_window:
-            raise ValueError(
-                f"local_window = {self.local_window} and the curve's limit {limit:g}, which must be at least 1, must "
-                f"together be at most the model's window of {window} tokens"
-            )
+            said = f"local_window = {self.local_window} and the curve's limit {limit:g}, which must be at least 1"
+            raise ValueError(f"{said}, must together be at most the model's window of {window} tokens")
 
-    def reach(self, window: int) -> float:
-        """Unbounded: m stays below L."""
-        return math.inf
-
-    def is_plain(self, rope: Rope, length: int) -> bool:
-        """Within the window."""
-        return length <= rope.window
-
-    def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
+    def layout(self, rope: base.Rope, past: int, length: int) -> list[Segment]:
         """Far keys at squeezed positions, near keys at true ones."""
-        i, h = query_indices(past, length), self.local_window
+        i, h = base.query_indices(past, length), self.local_window
         keys = KeyPositions(times=self._positions(rope.window, length), stretch=max(1, length - 1), floor=True)
         near = i * 0 if self.is_plain(rope, length) else i - h
-        return near_and_far(rope, past, length, near, keys(i) + h - keys(torch.tensor([h])) - 1, keys)
+        return base.near_and_far(rope, past, length, near, keys(i) + h - keys(torch.tensor([h])) - 1, keys)
 
     def _positions(self, window: int, length: int) -> int:
         """m of n tokens."""

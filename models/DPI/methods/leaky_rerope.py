@@ -5,12 +5,18 @@ query i are multiplied by max(1, ln(i + 1) / ln W). Its author's code forms both
 here they are two bands.
 """
 
-import math
 from typing import Any, ClassVar
 
 from models.DPI.attention.bands import Segment
-from models.DPI.attention.tables import KeyPositions
-from models.DPI.methods.base import Factor, NeighbourMethod, Rope, Temperature, query_indices, reach_of_factor
+from models.DPI.methods.base import (
+    Factor,
+    NeighbourMethod,
+    Rope,
+    Temperature,
+    at_least,
+    piecewise,
+    reach_of_factor,
+)
 
 
 class LeakyReRoPE(NeighbourMethod):
@@ -46,9 +52,8 @@ class LeakyReRoPE(NeighbourMethod):
     def remedy(self, window: int, target_length: int) -> str:
         """The smallest factor that reaches."""
         needed = (target_length - self.window_size) / (window - self.window_size)
-        return f"set a factor of at least {math.ceil(1000 * needed) / 1000}"
+        return f"set a factor of {at_least(needed)}"
 
     def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
-        """Far keys at j / factor, near keys at true positions."""
-        i, f = query_indices(past, length).double(), self.factor
-        return self.near_and_far(rope, past, length, (i + self.window_size * (f - 1)) / f, KeyPositions(stretch=f))
+        """Distances grow by 1 / factor behind w."""
+        return piecewise(rope, past, length, (self.window_size,), (self.factor,))

@@ -1,24 +1,15 @@
-"""A piecewise linear map of distances: exact near, coarser with each edge. This project's own, without a paper.
+"""Piecewise linear distances, this project's own: exact below the first edge, growing by 1 / scale b behind edge b."""
 
-Distances below the first edge stay; behind edge b they grow by 1 / scale b. One edge: SelfExtend without its floors.
-"""
-
-import math
-from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from models.DPI.attention.bands import Band, Segment
-from models.DPI.attention.tables import KeyPositions
-from models.DPI.methods.base import Method, Rope, Scale, Tokens, query_indices, reach_of_factor
+from models.DPI.attention.bands import Segment
+from models.DPI.methods import base
 
 
-class MultiScale(Method):
-    """edges: ascending distances. scales: one behind each edge, none smaller than the one before.
-
-    Reaches e + (W - D(e)) * scale tokens, with e the last edge and D(e) the distance that is shown for it.
-    """
+class MultiScale(base.Method):
+    """edges: ascending distances. scales: one behind each edge, none smaller than the one before."""
 
     name: ClassVar[str] = "multi_scale"
     label: ClassVar[str] = "multi-scale"
@@ -26,8 +17,8 @@ class MultiScale(Method):
     marker: ClassVar[str] = "$M$"
     causal: ClassVar[bool] = True
 
-    edges: Annotated[tuple[Tokens, ...], Field(min_length=1, max_length=7, strict=False)]
-    scales: Annotated[tuple[Scale, ...], Field(min_length=1, max_length=7, strict=False)]
+    edges: Annotated[tuple[base.Tokens, ...], Field(min_length=1, max_length=7, strict=False)]
+    scales: Annotated[tuple[base.Scale, ...], Field(min_length=1, max_length=7, strict=False)]
 
     @classmethod
     def params_for(cls, window: int, target: int) -> dict[str, Any]:
@@ -49,50 +40,30 @@ class MultiScale(Method):
     def _in_order(self) -> Self:
         if len(self.edges) != len(self.scales):
             raise ValueError(f"{len(self.edges)} edges and {len(self.scales)} scales; give one scale for each edge")
-        for name, values in (("edges", self.edges), ("scales", self.scales)):
-            if any(a > b or (a == b and name == "edges") for a, b in pairwise(values)):
-                raise ValueError(f"{name} = {list(values)} must ascend: distances get coarser with each edge")
+        base.check_ascending("edges", self.edges)
+        base.check_ascending("scales", self.scales, strictly=False)
         return self
 
     def check_window(self, window: int) -> None:
         """The last edge is shown within the window."""
-        if self._shown[-1] >= window:
-            raise ValueError(
-                f"edges = {list(self.edges)}: the last is shown at distance {self._shown[-1]:g}, which must be smaller "
-                f"than the model's window of {window} tokens"
-            )
+        if self._shown >= window:
+            said = f"edges = {list(self.edges)}: the last is shown at distance {self._shown:g}, which must be smaller"
+            raise ValueError(f"{said} than the model's window of {window} tokens")
 
     def reach(self, window: int) -> float:
-        """Distances stay below W."""
-        return reach_of_factor(window - self._shown[-1], self.scales[-1]) + self.edges[-1]
+        """e + (W - D(e)) * scale, with e the last edge and D(e) the distance that it is shown at."""
+        return base.reach_of_factor(window - self._shown, self.scales[-1]) + self.edges[-1]
 
     def remedy(self, window: int, target_length: int) -> str:
         """The smallest last scale that reaches."""
-        needed = (target_length - self.edges[-1]) / (window - self._shown[-1])
-        return f"set the last scale to at least {math.ceil(1000 * needed) / 1000}"
+        needed = (target_length - self.edges[-1]) / (window - self._shown)
+        return f"set the last scale to {base.at_least(needed)}"
 
-    def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
-        """A band between each two edges, the farthest first."""
-        i, scale = query_indices(past, length), rope.scaling**2  # whole numbers: boundaries; positions are fp64
-        bounds = [i + 1, *((i - edge + 1).clamp(min=0) for edge in self.edges), i * 0]
-        parts = zip((0, *self.edges), (0.0, *self._shown), (1, *self.scales), pairwise(bounds), strict=True)
-        bands = [
-            Band(
-                rope.frequencies,
-                (i - edge).double() / stretch + shown,
-                KeyPositions(stretch=stretch),
-                start,
-                stop,
-                scale,
-            )
-            for edge, shown, stretch, (stop, start) in parts
-        ]
-        return [Segment(past, length, tuple(reversed(bands)))]
+    def layout(self, rope: base.Rope, past: int, length: int) -> list[Segment]:
+        """A band between each two edges."""
+        return base.piecewise(rope, past, length, self.edges, self.scales)
 
     @property
-    def _shown(self) -> list[float]:
-        """The distance that each edge is shown at."""
-        found = [float(self.edges[0])]
-        for (edge, after), scale in zip(pairwise(self.edges), self.scales, strict=False):
-            found.append(found[-1] + (after - edge) / scale)
-        return found
+    def _shown(self) -> float:
+        """D(e)."""
+        return base.shown_at(self.edges, self.scales, self.edges[-1])

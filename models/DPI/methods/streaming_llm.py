@@ -5,17 +5,16 @@ Its authors' code drops the keys between from the cache; here they stay, unseen,
 their scripts drop after a step instead of before it, and see one key more.
 """
 
-import math
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 
-from models.DPI.attention.bands import Band, Segment
-from models.DPI.methods.base import MAX_TOKENS, TRUE_POSITIONS, Method, Rope, Tokens, query_indices
+from models.DPI.attention.bands import Segment
+from models.DPI.methods.base import MAX_TOKENS, TRUE_POSITIONS, Rope, Tokens, UnboundedMethod, query_indices, segment_of
 
 
-class StreamingLLM(Method):
+class StreamingLLM(UnboundedMethod):
     """sinks: keys at the beginning that stay. window_size: w, the last keys. sinks + w must fit into W."""
 
     name: ClassVar[str] = "streaming_llm"
@@ -46,18 +45,11 @@ class StreamingLLM(Method):
                 f"sinks + window_size = {self.sinks + self.window_size} must be at most the window of {window} tokens"
             )
 
-    def reach(self, window: int) -> float:
-        """Unbounded: no distance is beyond the cache."""
-        return math.inf
-
     def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
         """Sinks, a gap, and the last keys."""
-        i, scale = query_indices(past, length), rope.scaling**2
-        at_sinks = i.clamp(max=self.sinks + self.window_size - 1).double()
+        i = query_indices(past, length)
+        at_sinks = i.clamp(max=self.sinks + self.window_size - 1)
         stop = (i + 1).clamp(max=self.sinks)
         start = torch.maximum(i - self.window_size + 1, stop)
-        bands = (
-            Band(rope.frequencies, at_sinks, TRUE_POSITIONS, i * 0, stop, query_scale=scale),
-            Band(rope.frequencies, i.double(), TRUE_POSITIONS, start, i + 1, query_scale=scale),
-        )
-        return [Segment(past, length, bands)]
+        sinks = (at_sinks, TRUE_POSITIONS, i * 0, stop)
+        return segment_of(rope, past, length, sinks, (i, TRUE_POSITIONS, start, i + 1))

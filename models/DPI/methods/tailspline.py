@@ -8,29 +8,26 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from models.DPI.attention.bands import Segment
-from models.DPI.methods.base import FactorMethod, Rope, Temperature, one_band
-from models.DPI.methods.mrrope import slowed
-from models.DPI.methods.yarn import YaRN
+from models.DPI.methods.base import FrequencyMethod, Rope, Temperature
+from models.DPI.methods.ramps import ROPE_TYPES, ROPE_TYPES_REASON, slowed
 
 
-class TailSpline(FactorMethod):
+class TailSpline(FrequencyMethod):
     """factor: s, how many windows to reach, W * factor >= target."""
 
     name: ClassVar[str] = "tailspline"
     label: ClassVar[str] = "TailSpline"
     colour: ClassVar[str] = "#4A3B00"
     marker: ClassVar[str] = "$T$"
-    rope_types: ClassVar[tuple[str, ...] | None] = YaRN.rope_types
-    rope_types_reason: ClassVar[str] = YaRN.rope_types_reason
+    rope_types: ClassVar[tuple[str, ...] | None] = ROPE_TYPES
+    rope_types_reason: ClassVar[str] = ROPE_TYPES_REASON
     causal: ClassVar[bool] = True
 
     temperature: Temperature = "yarn"
 
-    def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
-        """One band at true positions, slower frequencies."""
-        frequencies = rope.derived((self.name, self.factor), lambda: slowed(rope, self.factor, _exponent))
-        return one_band(rope, frequencies, past, length)
+    def inv_freq(self, rope: Rope) -> Tensor:
+        """Slower ones along the ramp."""
+        return slowed(rope, self.factor, _exponent)
 
 
 def _exponent(q: Tensor, n: int) -> Tensor:

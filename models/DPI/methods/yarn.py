@@ -1,64 +1,38 @@
 """YaRN: fast frequencies stay, slow ones are interpolated, and logits are scaled (2309.00071).
 
 As transformers computes it: turns within the window between beta_fast = 32 and beta_slow = 1 are blended linearly
-over whole dimensions; cos and sin are multiplied by 0.1 ln(factor) + 1. On a linear scheme, whose frequencies are
-f_0 * theta ** (-2i / d) with f_0 = 1 / s, a dimension makes f_0 times as many turns.
+over whole dimensions; cos and sin are multiplied by 0.1 ln(factor) + 1.
 """
 
-import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from models.DPI.attention.bands import Segment
-from models.DPI.methods.base import FactorMethod, Rope, Temperature, frequencies_of, one_band
-
-BETA_FAST = 32.0
-BETA_SLOW = 1.0
+from models.DPI.methods.base import FrequencyMethod, Rope, Temperature, frequencies_of
+from models.DPI.methods.ramps import ROPE_TYPES, ROPE_TYPES_REASON, ramp
 
 
-class YaRN(FactorMethod):
+class YaRN(FrequencyMethod):
     """factor: how many windows to reach, W * factor >= target. temperature: the paper's by default."""
 
     name: ClassVar[str] = "repro_yarn"
     label: ClassVar[str] = "YaRN"
     colour: ClassVar[str] = "#CC79A7"
     marker: ClassVar[str] = "P"
-    rope_types: ClassVar[tuple[str, ...] | None] = ("default", "linear", "dynamic")
-    rope_types_reason: ClassVar[str] = "it finds the turns of a dimension by the base alone, and these do not follow it"
+    rope_types: ClassVar[tuple[str, ...] | None] = ROPE_TYPES
+    rope_types_reason: ClassVar[str] = ROPE_TYPES_REASON
     in_paper: ClassVar[bool] = True
     causal: ClassVar[bool] = True
 
     temperature: Temperature = "yarn"
 
-    def layout(self, rope: Rope, past: int, length: int) -> list[Segment]:
-        """One band at true positions, blended frequencies."""
-        frequencies = rope.derived(("yarn", self.factor), lambda: _inv_freq(rope, self.factor))
-        return one_band(rope, frequencies, past, length)
-
-
-def ramp(rope: Rope) -> tuple[int, int]:
-    """Dimensions between which frequencies go from their own to slower ones: YaRN's equations 18 to 20.
-
-    Those that turn beta_fast times within W, rounded down, and beta_slow times, rounded up.
-    """
-    d, theta = rope.rotary_dim, rope.theta
-    assert theta is not None
-    fastest = float(rope.inv_freq[0])
-
-    def dimension_of(turns: float) -> float:
-        return d * math.log(fastest * rope.window / (turns * 2 * math.pi)) / (2 * math.log(theta))
-
-    return max(math.floor(dimension_of(BETA_FAST)), 0), min(math.ceil(dimension_of(BETA_SLOW)), d - 1)
-
-
-def _inv_freq(rope: Rope, factor: float) -> Tensor:
-    """Equations 21 to 23 of the YaRN paper."""
-    d, theta = rope.rotary_dim, rope.theta
-    assert theta is not None
-    own = float(rope.inv_freq[0]) * frequencies_of(theta, d)
-    low, high = ramp(rope)
-    span = high - low if high != low else 0.001
-    interpolated = ((torch.arange(d // 2).float() - low) / span).clamp(0, 1)  # 0: stays, 1: divided by the factor
-    return own / factor * interpolated + own * (1 - interpolated)
+    def inv_freq(self, rope: Rope) -> Tensor:
+        """Equations 21 to 23 of the YaRN paper."""
+        d, theta = rope.rotary_dim, rope.theta
+        assert theta is not None
+        own = float(rope.inv_freq[0]) * frequencies_of(theta, d)
+        low, high = ramp(rope)
+        span = high - low if high != low else 0.001
+        interpolated = ((torch.arange(d // 2).float() - low) / span).clamp(0, 1)  # 0: stays, 1: divided by the factor
+        return own / self.factor * interpolated + own * (1 - interpolated)

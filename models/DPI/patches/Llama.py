@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, StaticCache
 from transformers.generation.configuration_utils import GenerationMode
 
 from models.DPI.attention import api
-from models.DPI.methods import Method, Rope, check_window
+from models.DPI.methods import AUTO, Method, Rope, check_window
 from models.DPI.patches import caches
 from models.DPI.patches.decoding import RecordedDecoding
 from models.DPI.patches.families import (
@@ -94,6 +94,11 @@ def install(
     check_implementation(attn_impl)
     family_of(config)
     window = config.max_position_embeddings if window is None else window
+    if window == AUTO:
+        raise ValueError(
+            "window = 'auto' is measured with a tokenizer, which install does not have; give "
+            "models.DPI.calibration.calibrate(model, tokenizer, W).window"
+        )
     check_window(method, window)
     check_config(config, method, window)
     uninstall(model)

@@ -83,7 +83,14 @@ def rope_of(config: PreTrainedConfig, rotary: nn.Module, window: int) -> Rope:
 
 
 def _inv_freq_at(rotary_class: type[nn.Module], config: PreTrainedConfig, theta: float) -> torch.Tensor:
-    """The scheme's frequencies at another base, (rotary_dim/2,) fp32."""
+    """The scheme's frequencies at another base b, (rotary_dim/2,) fp32: its own formula, and all else of it stays.
+
+    With f_i = b ** (-2i / d), the scheme's factor s and L its original_max_position_embeddings:
+    linear: f_i / s. llama3: f_i / s for wavelengths 2 pi / f_i beyond L / low_freq_factor, f_i for those below
+    L / high_freq_factor, between them (1 - t) f_i / s + t f_i with t = (L f_i / 2 pi - low) / (high - low). yarn:
+    f_i / s * r_i + f_i (1 - r_i), the ramp r_i between the dimensions that make beta_fast and beta_slow turns within L
+    at the new base. dynamic, within its length: f_i.
+    """
     config = copy.deepcopy(config)
     _parameters(config, FULL)["rope_theta"] = theta
     return _inv_freq(rotary_class(config=config))
