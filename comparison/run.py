@@ -146,8 +146,26 @@ class Session:
         write_json(self.folder / storage.REQUEST_FILE, record)
 
     def _settings(self) -> list[Setting]:
-        """All settings of the comparison. One that is calibrated on the model (`self.model()`) joins here."""
-        return self._planned
+        """All settings of the comparison, with those whose numbers are measured on the model."""
+        found = {setting.id: setting for setting in self._planned}
+        for name in dict.fromkeys(setting.method for setting in self._planned):
+            if METHODS[name].automatic(self.request.window):
+                setting = self._automatic(name)
+                found[setting.id] = setting
+        return list(found.values())
+
+    def _automatic(self, name: str) -> Setting:
+        """A method at what "auto" stands for on this model: measured within its window, on texts of Python's own."""
+        from models.DPI.calibration import calibrate
+        from models.DPI.patches.Llama import uninstall
+        from pipeline.model_loader import read_tokenizer
+
+        tokenizer = read_tokenizer(self.request.model, trust_remote_code=self.request.trust_remote_code)
+        found = calibrate(uninstall(self.model()), tokenizer, self.request.window)
+        logger.info("%s auto: W = %d, because %s", METHODS[name].label, found.window, found.reason)
+        return Setting(
+            name, METHODS[name].automatic(found.window), found.window, f"{METHODS[name].label} auto", default=True
+        )
 
     def _record(self, texts: Sequence[Text]) -> dict[str, Any]:
         from models.DPI.loading import device_name

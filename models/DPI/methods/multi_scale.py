@@ -1,5 +1,6 @@
 """Piecewise linear distances, this project's own: exact below the first edge, growing by 1 / scale b behind edge b."""
 
+import math
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
