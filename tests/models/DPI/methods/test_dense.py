@@ -14,7 +14,7 @@ from models.DPI.planning import Padding, make_plan
 from tests.models.DPI import oracle, oracle_field
 from tests.models.DPI.helpers import padded
 
-W, D, THETA = 32, 12, 500.0
+W, D, THETA = 32, 24, 500.0
 SCALING = 0.3
 LENGTHS = [71, 45, 19]  # tokens of each row; the last fits the window
 SETTINGS: dict[str, list[dict[str, Any]]] = {
