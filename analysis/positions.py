@@ -76,19 +76,20 @@ def draw(distances: Mapping[str, Distances], window: int, notes: Mapping[str, st
     names = "key j, thousand tokens", "query i, thousand tokens"
     figure, axes = panels(len(distances), 4, (2.75, 2.95), (0.8, 0.2), names)
     for axis, (method, seen) in zip(axes, distances.items(), strict=True):
-        image = _panel(axis, seen, window)
+        image = panel(axis, seen, window)
         style = style_of(method)
         axis.set_title(f"{style.label}\n{notes[method]}", fontsize=9, color=DARK)
         axis.spines[:].set(color=style.colour, linewidth=2)
     bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.015, extend="max")
     bar.set_label("distance seen, thousand tokens", fontsize=9)
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(_thousands))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(thousands))
     bar.ax.annotate("beyond W", (1, 1), xycoords="axes fraction", xytext=(6, 8), textcoords="offset points", fontsize=8,
                     color=WINDOW_COLOUR, ha="left", va="bottom")  # fmt: skip
     return figure
 
 
-def _panel(axis: Axes, seen: Distances, window: int) -> AxesImage:
+def panel(axis: Axes, seen: Distances, window: int) -> AxesImage:
+    """One map; beyond W it is grey and hatched, borders of bands are white."""
     last = int(seen.keys[-1]) + 1
     distance = seen.distance.numpy()
     colours = colormaps[MAP].with_extremes(over=UNSEEN)
@@ -100,8 +101,8 @@ def _panel(axis: Axes, seen: Distances, window: int) -> AxesImage:
         axis.contour(grid, grid, np.nan_to_num(distance), levels=(window,), colors=WINDOW_COLOUR, linewidths=1.2,
                      linestyles="--")  # fmt: skip
     _borders(axis, seen)
-    axis.xaxis.set_major_formatter(FuncFormatter(_thousands))
-    axis.yaxis.set_major_formatter(FuncFormatter(_thousands))
+    axis.xaxis.set_major_formatter(FuncFormatter(thousands))
+    axis.yaxis.set_major_formatter(FuncFormatter(thousands))
     axis.tick_params(labelsize=8)
     return image
 
@@ -116,5 +117,6 @@ def _borders(axis: Axes, seen: Distances) -> None:
             axis.contour(grid, grid, inside, levels=(0.5,), colors="white", linewidths=0.9)
 
 
-def _thousands(tokens: float, _: object) -> str:
+def thousands(tokens: float, _: object) -> str:
+    """An axis' label, as matplotlib asks for it."""
     return f"{tokens / 1000:g}"

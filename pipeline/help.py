@@ -65,8 +65,9 @@ def _lineage(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> list[as
     """A class behind those that it inherits from."""
     found = [node]
     for base in node.bases:
-        if isinstance(base, ast.Name) and base.id in classes:
-            found = [*_lineage(classes[base.id], classes), *found]
+        name = base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "")
+        if name in classes:
+            found = [*_lineage(classes[name], classes), *found]
     return found
 
 

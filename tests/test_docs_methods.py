@@ -7,7 +7,8 @@ import pytest
 
 from models.DPI.methods import METHODS
 
-TEXT = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
+FOLDER = Path(__file__).parents[1] / "docs"
+TEXT = (FOLDER / "methods.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", TEXT, flags=re.MULTILINE | re.DOTALL))
 
 
@@ -34,3 +35,19 @@ def test_default_temperatures(name: str) -> None:
     default = METHODS[name].model_fields["temperature"].default
     (said,) = re.findall(r"^- `temperature`: default ([^,;.\s]+(?:\.\d+)?)", SECTIONS[name], flags=re.MULTILINE)
     assert said.strip("`") == (f'"{default}"' if isinstance(default, str) else f"{default:.4f}")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_section_has_its_picture_and_its_source(name: str) -> None:
+    """The picture is there and small; the table's row has distance, reach, bands, causality and source."""
+    assert re.findall(r"\(images/(.*?)\)", SECTIONS[name]) == [f"{name}.png"]
+    picture = FOLDER / "images" / f"{name}.png"
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert picture.stat().st_size <= 30_000
+    (row,) = re.findall(rf"^\| \[`{name}`\].*\|$", TEXT, flags=re.MULTILINE)
+    assert len(cells := row.strip("|").split("|")) == 6
+    assert all(cell.strip() for cell in cells)
+
+
+def test_there_are_no_other_pictures() -> None:
+    assert sorted(path.stem for path in (FOLDER / "images").iterdir()) == sorted(METHODS)

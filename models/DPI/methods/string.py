@@ -1,7 +1,6 @@
 """STRING: large distances are shifted down to ones that training has seen often (2410.18745).
 
-i - j <= S: i and j. Otherwise i - S + w and j. Cosines and sines are multiplied by 0.1 ln 2 + 1. In its authors' code
-the diagonal i - j = S is in both bands; here, as in the paper, it is in the first.
+i - j <= S: i and j; its authors' code has the diagonal i - j = S in both bands. Otherwise i - S + w and j.
 """
 
 import math
@@ -64,6 +63,6 @@ class STRING(base.Method):
 
     def layout(self, rope: base.Rope, past: int, length: int) -> list[Segment]:
         """Far keys with the query S - w earlier, near keys at true positions."""
-        plain = self.is_plain(rope, length)
-        far = base.query_indices(past, length) - (length if plain else base.in_tokens(self.shift, length))
+        shift = length if self.is_plain(rope, length) else base.in_tokens(self.shift, length)
+        far = base.query_indices(past, length) - shift
         return base.near_and_far(rope, past, length, far, far + self.local_window, base.TRUE_POSITIONS)

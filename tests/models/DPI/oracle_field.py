@@ -81,10 +81,13 @@ def _positions(m: Any, window: int, n: int) -> int:
     return math.floor(limit / (1 + math.exp(-(a * n + b))))
 
 
-def inv_freq(m: Any, window: int, d: int, theta: float) -> Tensor:
-    """(d/2,) fp64: the model's frequencies, or MrRoPE's and TailSpline's."""
+def inv_freq(m: Any, window: int, d: int, theta: float, length: int = 0) -> Tensor:
+    """(d/2,) fp64: the frequencies that a method rotates n = `length` tokens at, the model's or its own."""
+    if m.name in ("repro_ntk", "repro_dynamic_ntk"):
+        factor = m.factor if m.name == "repro_ntk" else max(1.0, m.factor * length / window - m.factor + 1)
+        theta = theta * factor ** (d / (d - 2))
     own = [theta ** (-2 * i / d) for i in range(d // 2)]
-    if m.name not in ("mrrope", "tailspline"):
+    if m.name not in ("repro_yarn", "mrrope", "tailspline"):
         return torch.tensor(own, dtype=torch.float64)
     # As YaRN: the dimension that turns b times within W, from theta ** (-2 i / d) * W = 2 pi b.
     low, high = (d / 2 * math.log(window / (2 * math.pi * turns), theta) for turns in (32, 1))
@@ -92,6 +95,10 @@ def inv_freq(m: Any, window: int, d: int, theta: float) -> Tensor:
     n = high - low
     found = []
     for i, frequency in enumerate(own):
+        if m.name == "repro_yarn":
+            share = Fraction(min(max(i - low, 0), n), n) if n > 0 else Fraction(i > low)
+            found.append(frequency / m.factor * float(share) + frequency * float(1 - share))
+            continue
         q = min(max(i - low, 0), n)
         if n <= 0:
             e = Fraction(i > low)
