@@ -197,7 +197,8 @@ def test_simple_evaluate(task_folder: Path) -> None:
     assert results[0] == results[1]
     assert results[0]["tiny_choice"]["acc,none"] == 1.0, "pass keys beyond the window"
     said = [sample["resps"][0][0] for sample in found[1]["samples"]["tiny_key"]]
-    engine = ModelEngine(made().model, made().tokenizer)
+    reference = made()
+    engine = ModelEngine(reference.model, reference.tokenizer)
     for sample, answer in zip(found[1]["samples"]["tiny_key"], said, strict=True):
         (expected,) = engine.generate([Request(engine.tokenizer(sample["arguments"][0][0])["input_ids"], 6)])
         assert answer == expected.text.split(".")[0]
@@ -225,7 +226,8 @@ def test_a_ruler_task_of_the_harness_runs_from_the_command_line(tmp_path: Path) 
     (path,) = tmp_path.rglob("samples_niah_single_1_*.jsonl")
     samples = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(samples) == 2
-    engine = ModelEngine(made().model, made().tokenizer)
+    reference = GaliLM("tiny", "dpi", {"chunk_coe": 1, "local_window": 256}, max_length=1200, device="cpu")
+    engine = ModelEngine(reference.model, reference.tokenizer)
     for sample in samples:
         prompt = engine.tokenizer(sample["arguments"]["gen_args_0"]["arg_0"])["input_ids"]
         assert 700 < len(prompt) <= 1024
