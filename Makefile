@@ -46,7 +46,7 @@ test-harness: .versions/harness/ready
 
 # The documentation as a site, in site/.
 docs: .docs/ready
-	.docs/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .docs/bin/mkdocs build --strict
 
 .docs/ready: requirements-docs.txt
 	$(PYTHON) -m venv .docs
