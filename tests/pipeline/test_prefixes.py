@@ -343,3 +343,25 @@ def test_configurations_that_cannot_share_are_refused() -> None:
         build_config({**base, "method": "dpi", "batch_size": 4}, "test")
     with pytest.raises(UserError, match="share_prefixes = 1 must be true, false or 'auto'"):
         build_config({**base, "method": "dpi", "share_prefixes": 1}, "test")
+
+
+@pytest.mark.gpu
+def test_recorded_decoding_goes_on_from_a_shared_prefix() -> None:
+    """On a GPU beyond the window: a static cache, cut in place, whose steps are recorded anew. bf16."""
+    params = {"chunk_coe": 1, "local_window": 128}
+    model, tokenizer = get_model_and_tokenizer("tiny", None, "dpi", params, device="cuda")
+    document = tokenizer("On day 9 we saw 70 birds by the lake. " * 60)["input_ids"]
+    prompts = [document + tokenizer(text)["input_ids"] for text in ("What is it?", "How many birds did we see?")]
+    kept: list[StaticCache] = []
+    for asked in (prompts, prompts[1:]):
+        engine = ModelEngine(model, tokenizer)
+        engine.share_prefixes(True)
+        with fed(engine) as seen:
+            say(engine, *asked, new=9)
+        cache = engine._kept._cache
+        assert isinstance(cache, StaticCache)
+        kept.append(cache)
+        assert len(seen) == len(asked)
+    for shared, whole in zip(kept[0].layers, kept[1].layers, strict=True):
+        length = len(prompts[1])
+        torch.testing.assert_close(shared.keys[:, :, :length], whole.keys[:, :, :length], atol=0.1, rtol=0.1)
