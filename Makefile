@@ -1,11 +1,11 @@
-# make demo, make test, make test-versions, make lint, make notebook: each makes .venv if it is missing.
+# make demo, make test, make test-versions, make test-harness, make lint, make notebook, make docs: each makes .venv if it is missing.
 PYTHON ?= python3
 VENV := .venv/bin
 # The oldest and the newest version of transformers on which all families work, and what is tested against them.
 TRANSFORMERS := 5.17.0 5.24.0
 VERSION_TESTS := tests/models/DPI/test_golden.py tests/models/DPI/patches
 
-.PHONY: demo test test-versions lint notebook fuzz mutants clean
+.PHONY: demo test test-versions test-harness docs lint notebook fuzz mutants clean
 
 .venv/ready: requirements.txt requirements-dev.txt
 	test -x $(VENV)/python || $(PYTHON) -m venv .venv
@@ -33,6 +33,26 @@ test-transformers-%: .versions/%/ready
 	.versions/$*/bin/python -m pip install --quiet transformers==$*
 	touch $@
 
+test-harness: .versions/harness/ready
+	OMP_NUM_THREADS=1 .versions/harness/bin/python -m pytest tests/tools/test_harness.py tests/test_examples.py
+
+# EleutherAI's harness with what it needs, in an environment of its own that shares the rest with .venv.
+.versions/harness/ready: .venv/ready requirements-harness.txt
+	$(VENV)/python -m venv .versions/harness
+	$(VENV)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$(.versions/harness/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
+	.versions/harness/bin/python -m pip install --quiet -r requirements-harness.txt
+	touch $@
+
+# The documentation as a site, in site/.
+docs: .docs/ready
+	NO_MKDOCS_2_WARNING=1 .docs/bin/mkdocs build --strict
+
+.docs/ready: requirements-docs.txt
+	$(PYTHON) -m venv .docs
+	.docs/bin/python -m pip install --quiet -r requirements-docs.txt
+	touch $@
+
 lint: .venv/ready
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
@@ -48,4 +68,4 @@ mutants: .venv/ready
 	OMP_NUM_THREADS=1 $(VENV)/python -m tools.mutants
 
 clean:
-	rm -rf .venv .versions
+	rm -rf .venv .versions .docs site

@@ -47,7 +47,9 @@ _LONG_KEY = re.compile(rf"(?<![\w-])(?:[\w-]+[ \t]*\.[ \t]*){{{MOST_LEVELS}}}")
 
 # Keys that may differ between two runs of one experiment: they choose records, hardware or memory, not predictions.
 # The commit of hub data is compared by what it stands for (`pipeline/experiment.py`).
-RESUMABLE_KEYS = frozenset({"test", "tasks", "limit", "batch_size", "device", "device_map", "tp_plan", "data_revision"})
+RESUMABLE_KEYS = frozenset(
+    {"test", "tasks", "limit", "batch_size", "device", "device_map", "tp_plan", "data_revision", "share_prefixes"}
+)
 
 
 def _known_task(name: str) -> str:
@@ -77,6 +79,10 @@ class ExperimentConfig(BaseModel):
 
     # 1 by default: in bf16 the rounding of a batch is not that of a record alone, and published numbers are of these.
     batch_size: int | Literal["auto"] = Field(1, description="records generated together; auto: by GPU memory")
+    # As with batches, not by itself in bf16, where rounding is another.
+    share_prefixes: bool | Literal["auto"] = Field(
+        "auto", description="read once what consecutive prompts begin with; auto: causal methods in fp32"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="None: bf16 on GPU, fp32 on CPU")
     device: str | None = Field(None, description="cpu, cuda, cuda:0, ...; None: a GPU if there is one")
     attn_impl: str = Field("auto", description="how attention is computed: auto, triton, flash, sdpa, reference")
@@ -98,6 +104,13 @@ class ExperimentConfig(BaseModel):
             raise ValueError(f"batch_size = {value!r} must be a number of records, 1 or more, or 'auto'")
         return value
 
+    @field_validator("share_prefixes", mode="before")
+    @classmethod
+    def _wanted_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and not isinstance(value, bool):
+            raise ValueError(f"share_prefixes = {value!r} must be true, false or 'auto'")
+        return value
+
     @field_validator("dtype", mode="before")
     @classmethod
     def _short_dtype(cls, value: Any) -> Any:
@@ -107,6 +120,10 @@ class ExperimentConfig(BaseModel):
     def _consistent(self) -> ExperimentConfig:
         if self.device_map is not None and self.tp_plan is not None:
             raise ValueError("device_map and tp_plan exclude each other; give one of them")
+        if self.share_prefixes is True and self.batch_size != 1:
+            raise ValueError(
+                f"share_prefixes = true is for single records, and batch_size = {self.batch_size!r}; set batch_size = 1"
+            )
         return self
 
     def flat(self) -> dict[str, Any]:

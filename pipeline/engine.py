@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,17 +14,20 @@ from typing_extensions import override
 from models.DPI.losses import token_losses
 from models.DPI.patches.families import head_dim_of, kv_heads_of
 from models.DPI.patches.finite import where_not_finite
-from models.DPI.patches.generation import decode_plainly, static_cache
-from models.DPI.patches.Llama import replays_decoding
+from models.DPI.patches.generation import decode_plainly, dynamic_cache, static_cache
+from models.DPI.patches.Llama import installed_method, replays_decoding
+from pipeline import prefixes
 from tasks.base import Engine, Generation, Request
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 # Share of the free memory that a batch may be planned to take. What it takes beyond the plan halves it.
 _SHARE = 0.8
+# Tokens that a static cache has beyond what a prompt needs, where longer questions may be asked of the same text.
+_SPARE = 512
 
 
 class ModelEngine(Engine):
@@ -36,9 +40,23 @@ class ModelEngine(Engine):
         self._end_token_ids = end_token_ids(model, tokenizer)
         self._pad_token_id = self._end_token_ids[0] if self._end_token_ids else 0
         self._set_aside = decode_plainly(model)
+        self._shares = False
+        self._kept = prefixes.KeptCache()
         if self._set_aside:
             said = ", ".join(f"{name} = {value}" for name, value in self._set_aside.items())
             logger.warning("decoding is plainly greedy; the model's own generation settings are set aside: %s", said)
+
+    def share_prefixes(self, wanted: bool | Literal["auto"]) -> None:
+        """Whether prompts that are generated alone share what they begin with; "auto": where rounding is that of fp32.
+
+        Raises ValueError where they cannot.
+        """
+        self._kept.drop()
+        reason = prefixes.why_not(installed_method(self.model), self.model.config)
+        if wanted is True and reason is not None:
+            raise ValueError(f"share_prefixes = true: {reason}")
+        precise = self.model.dtype in (torch.float32, torch.float64)
+        self._shares = reason is None and (precise if wanted == "auto" else wanted)
 
     @override
     def generation_settings(self) -> dict[str, Any]:
@@ -47,13 +65,27 @@ class ModelEngine(Engine):
             "num_beams": 1,
             "eos_token_id": self._end_token_ids,
             "pad_token_id": self._pad_token_id,
+            "shares_prefixes": self._shares,
             "set_aside": {name: _json_value(value) for name, value in self._set_aside.items()},
         }
 
     @override
-    @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> list[Generation | FloatingPointError]:
-        """Rows are padded on the left. Raises `ValueError` for a prompt that is none, and for unequal endings."""
+        """Rows are padded on the left. Raises `ValueError` for a prompt that is none, and for unequal endings.
+
+        What does not fit into memory beside a cache that is kept, or in one that grows from it, is tried without.
+        """
+        kept = bool(self._kept)
+        try:
+            return self._generate(requests)
+        except torch.OutOfMemoryError:
+            if not kept:
+                raise
+        self._free()  # not before the error and its frames are gone
+        return self._generate(requests)
+
+    @torch.inference_mode()
+    def _generate(self, requests: Sequence[Request]) -> list[Generation | FloatingPointError]:
         prompts = [list(request.prompt) for request in requests]
         max_new_tokens, stop_token_ids, min_new_tokens = requests[0].ending
         if any(request.ending != requests[0].ending for request in requests):
@@ -68,8 +100,9 @@ class ModelEngine(Engine):
         )  # (B, T)
         attention_mask = (torch.arange(longest) >= torch.tensor(padding)[:, None]).long().to(device)
         arguments: dict[str, Any] = {"min_new_tokens": min_new_tokens} if min_new_tokens else {}
-        if replays_decoding(self.model, longest):
-            arguments["past_key_values"] = static_cache(self.model, longest + max_new_tokens)
+        cache, keeps = self._cache_for(prompts, longest + max_new_tokens, static=replays_decoding(self.model, longest))
+        if cache is not None:
+            arguments["past_key_values"] = cache
         ends = sorted({*self._end_token_ids, *stop_token_ids})
         watch = FiniteLogits()
         output = self.model.generate(
@@ -85,6 +118,8 @@ class ModelEngine(Engine):
         )
         rows = [until_end(row, ends) for row in output[:, longest:].tolist()]
         steps = watch.first_wrong([len(row) for row in rows])
+        if cache is not None and keeps and steps == [None]:
+            self._kept.keep(prompts[0] + rows[0], cache)
         errors = [
             None if step is None else self._not_finite(prompt + row[: step[0]], *step)
             for step, row, prompt in zip(steps, rows, prompts, strict=True)
@@ -94,8 +129,28 @@ class ModelEngine(Engine):
             for error, row, prompt in zip(errors, rows, prompts, strict=True)
         ]
 
+    def _cache_for(self, prompts: list[list[int]], room: int, *, static: bool) -> tuple[Cache | None, bool]:
+        """The cache that a generation begins with, None if it may make its own, and whether it is kept afterwards."""
+        shares = self._shares and len(prompts) == 1
+        keeps = shares and not self._kept.passes_over(prompts[0])
+        if not shares:
+            self._kept.drop()
+        if keeps:
+            cache = self._kept.take(prompts[0], room, static=static)
+            if cache is not None:
+                return cache, True
+        if static:
+            return static_cache(self.model, room + (_SPARE if keeps else 0)), keeps
+        return (dynamic_cache(self.model) if keeps else None), keeps
+
+    def _free(self) -> None:
+        self._kept.drop()
+        gc.collect()
+        torch.cuda.empty_cache()
+
     @override
     def token_losses(self, input_ids: Sequence[int], slice_tokens: int) -> Tensor:
+        self._kept.drop()
         ids = torch.tensor([list(input_ids)], device=self.model.device)  # (1, T)
         losses = token_losses(self.model, ids, slice_tokens)[0]
         wrong = (~losses.isfinite()).nonzero()
@@ -116,6 +171,7 @@ class ModelEngine(Engine):
 
     @override
     def batch_tokens(self) -> int | None:
+        self._kept.drop()
         devices = {parameter.device for parameter in self.model.parameters()}
         if {device.type for device in devices} != {"cuda"}:
             return None

@@ -96,6 +96,7 @@ def check_generation(folder: Path, before: Mapping[str, Any], settings: Mapping[
     Version 0.1 kept the model's own, which changes nothing where none had to be set aside.
     """
     old = before.get("generation") or {**settings, "set_aside": {}}
+    old, settings = ({k: v for k, v in x.items() if k != "shares_prefixes"} for x in (old, settings))  # may change
     if found := list(store.differences({"generation": old}, {"generation": settings})):
         raise UserError(
             f"{str(folder)!r} was decoded with other settings: {'; '.join(found[:MOST_DIFFERENCES])}. Choose another"

@@ -78,6 +78,7 @@ def check_start(cfg: ExperimentConfig, device: str | None = None) -> Start:
     from models.DPI.loading import check_attention, check_options, window_of
     from models.DPI.methods import build_method, resolve_params
     from models.DPI.patches.Llama import check_config
+    from pipeline import prefixes
 
     check_request(cfg)
     with _mistakes():
@@ -90,6 +91,8 @@ def check_start(cfg: ExperimentConfig, device: str | None = None) -> Start:
     method = build_method(cfg.method, resolve_params(cfg.method, cfg.params, window))
     with _mistakes(f"the model {cfg.model!r}: "):
         check_config(config, method)
+    if cfg.share_prefixes is True and (reason := prefixes.why_not(method, config)) is not None:
+        raise UserError(f"share_prefixes = true: {reason}")
     if cfg.attn_impl != "auto":
         with _mistakes():
             check_attention(config, method, window, cfg.attn_impl, found, dtype)
@@ -210,6 +213,7 @@ class EngineLoader:
             self._engine = None  # the old model's memory goes before the new one comes
             self._engine = self._load(cfg)
             self._key = key
+        self._engine.share_prefixes(cfg.share_prefixes if cfg.batch_size == 1 else False)
         return self._engine
 
     def _load(self, cfg: ExperimentConfig) -> ModelEngine:

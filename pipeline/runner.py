@@ -73,7 +73,10 @@ def run_records(
         for dataset, wanted in records.items():
             store.merge(folder, dataset, [record["id"] for record in wanted])
     workers.barrier()
-    todo = {dataset: _pending(folder, dataset, wanted, workers) for dataset, wanted in records.items()}
+    todo = {
+        dataset: by_document(task, dataset, _pending(folder, dataset, wanted, workers))
+        for dataset, wanted in records.items()
+    }
     workers.barrier()
     total = sum(len(wanted) for wanted in todo.values())
     engine = get_engine() if total else None
@@ -105,6 +108,16 @@ def _pending(folder: Path, dataset: str, wanted: list[Record], workers: Workers)
     done = {line["id"] for line in lines if not store.is_failed(line)}
     mine = itertools.islice(wanted, workers.index, None, workers.count)
     return [record for record in mine if record["id"] not in done]
+
+
+def by_document(task: Task, dataset: str, records: list[Record]) -> list[Record]:
+    """Records in their order, but those of one document right after its first: LongBench's lie far apart."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        document = task.document(dataset, record)
+        key = ("id", record["id"]) if document is None else ("document", document)
+        groups.setdefault(key, []).append(record)
+    return [record for group in groups.values() for record in group]
 
 
 def count(folder: Path, dataset: str, wanted: list[Record]) -> Outcome:

@@ -150,6 +150,13 @@ class Task(ABC):
         """The prompt's text before anything is cut and without chat template; None where there is no such text."""
         return None
 
+    def document(self, dataset: str, record: Record) -> str | None:
+        """The text that a record's prompt begins with and other records ask about too; None where it has its own.
+
+        Records of one document are predicted one after another, so that it can be read once.
+        """
+        return None
+
     @abstractmethod
     def predict(self, engine: Engine, options: Any, dataset: str, record: Record) -> Line:
         """Run the model on one record and return its line, with at least

@@ -178,6 +178,10 @@ class LEval(GenerationTask):
         return build_prompt(dataset, record["document"], record["instruction"], record["reference"]).text
 
     @override
+    def document(self, dataset: str, record: Record) -> str:
+        return str(record["document"])
+
+    @override
     def dialogue(
         self, options: LEvalOptions, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase
     ) -> Dialogue:

@@ -155,6 +155,10 @@ class LongBench(GenerationTask):
         return official_prompt(dataset, record)
 
     @override
+    def document(self, dataset: str, record: Record) -> str:
+        return str(record["context"])
+
+    @override
     def dialogue(self, options: Options, dataset: str, record: Record, tokenizer: PreTrainedTokenizerBase) -> Dialogue:
         ids, prompt_len = self._prompt(options, dataset, record, tokenizer)
         stop: tuple[int, ...] = ()

@@ -27,7 +27,7 @@ KNOW_TRANSFORMERS = {
     "analysis.study", "analysis.attention_maps", "analysis.lengths", "analysis.logits",
     "benchmarks.model",
     "tools.fit_dpe",
-    "tools.measure_tiny", "tools.tiny_data", "tools.train_tiny",
+    "tools.chat", "tools.measure_tiny", "tools.tiny_data", "tools.train_tiny",
 }  # fmt: skip
 
 

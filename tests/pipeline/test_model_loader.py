@@ -82,16 +82,23 @@ def test_an_implementation_is_asked_about_the_model(folder: Path) -> None:
 
 def test_an_engine_serves_the_next_experiment_with_the_same_model(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[ExperimentConfig] = []
+    shares: list[object] = []
 
-    def load(self: EngineLoader, cfg: ExperimentConfig) -> object:
+    class Loaded:
+        def share_prefixes(self, wanted: object) -> None:
+            shares.append(wanted)
+
+    def load(self: EngineLoader, cfg: ExperimentConfig) -> Loaded:
         loaded.append(cfg)
-        return object()
+        return Loaded()
 
     monkeypatch.setattr(EngineLoader, "_load", load)
     load_engine = EngineLoader(Workers())
     first = load_engine(config(times=1))
     assert load_engine(config(times=2, limit=3, exp_name="other")) is first
-    assert load_engine(config(task="pg19")) is first
+    assert load_engine(config(task="pg19", share_prefixes=False)) is first
+    assert load_engine(config(batch_size=4)) is first
+    assert shares == ["auto", "auto", False, False], "what an engine does follows the experiment"
     for keys in ({"seed": 1}, {"max_pe": 4096}, {"ori_max_position_embeddings": 64}, {"params": {"a": 1}}):
         before = len(loaded)
         load_engine(config(**keys))

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, StaticCache
+from transformers.cache_utils import DynamicLayer, StaticLayer
 
 NAMES = ("past_key_values", "cache")  # the second since transformers 5.24
 
@@ -27,6 +28,26 @@ def name_in(forward: Callable[..., Any]) -> str:
 def length_of(cache: Cache | None) -> int:
     """Tokens in a cache."""
     return 0 if cache is None else int(cache.get_seq_length())
+
+
+def crop(cache: Cache, tokens: int, room: int, *, static: bool) -> bool:
+    """Let a cache hold its first tokens only, of those fed; false, and nothing is changed, where that cannot be.
+
+    tokens: at most as many as were fed. room: that it must hold in all. static: whether it must be a static one. The
+    memory of what is cut off is given back with the next token (a static cache keeps it).
+    """
+    layers: list[Any] = cache.layers
+    if isinstance(cache, StaticCache) != static or length_of(cache) < tokens:
+        return False
+    if static and all(type(layer) is StaticLayer and layer.max_cache_len >= room for layer in layers):
+        for layer in layers:
+            layer.cumulative_length.fill_(tokens)  # in place: recorded steps read it
+        return True
+    if not static and all(type(layer) is DynamicLayer for layer in layers):
+        for layer in layers:
+            layer.keys, layer.values = layer.keys[:, :, :tokens], layer.values[:, :, :tokens]
+        return True
+    return False
 
 
 def check(cache: Cache | None, owner: str) -> None:

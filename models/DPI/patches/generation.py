@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import PreTrainedModel, StaticCache
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 # Which tokens mean something; plain greedy decoding has them too.
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -47,3 +47,8 @@ def static_cache(model: PreTrainedModel, tokens: int) -> StaticCache:
     Those that `generate` makes itself are never smaller than the largest one that it made before.
     """
     return StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=tokens)
+
+
+def dynamic_cache(model: PreTrainedModel) -> Cache:
+    """An empty cache that grows, as `generate` makes it."""
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
