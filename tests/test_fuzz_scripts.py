@@ -105,13 +105,13 @@ class Place:
                 assert code in ("0", "2", "3"), what
                 errors = [line for line in err.splitlines() if line.startswith("error: ")]
                 assert len(errors) == 1 or (code != "2" and not errors), what
-                # A value that is wrong for the model or the method is named by its key.
                 names = {"model": [path.parent.name]}.get(
                     path.parent.name, [path.name, path.stem, str(path.parent.relative_to(self.root))]
                 )
                 names += [f"{get_task(task).prefix}.png" for task in LINES]  # of several files
-                keys = ["model", "method", "data_dir", "max_pe"] if path.suffix == ".toml" else []
-                assert not errors or any(name in errors[0] for name in names + keys), what
+                if path.suffix == ".toml":
+                    names = [path.name]
+                assert not errors or any(name in errors[0] for name in names), what
                 assert took < 30, f"{took:.0f} s: {what}"
                 if ends is not None:
                     ends[f"{command[0]} {path.name}: {code}"] += 1

@@ -44,6 +44,7 @@ def load(
     attn_impl: str,
     stock_attention: str,
     seed: int,
+    revision: str | None,
     device_map: str | dict[str, Any] | None,
     tp_plan: str | None,
     trust_remote_code: bool,
@@ -54,7 +55,7 @@ def load(
     device, dtype = check_options(
         attn_impl=attn_impl, dtype=dtype, device=device, device_map=device_map, tp_plan=tp_plan
     )
-    source = resolve(model_name)
+    source = resolve(model_name, revision)
     # False and not left out: transformers then asks, and a "y" on standard input would run a model's own Python.
     options = {**source.options, "trust_remote_code": trust_remote_code}
     config = AutoConfig.from_pretrained(source.folder, **options) if config is None else config
@@ -169,6 +170,7 @@ def check_shards(source: Source) -> None:
         source.folder,
         SAFE_WEIGHTS_INDEX_NAME,
         local_files_only=source.options.get("local_files_only", False),
+        revision=source.options.get("revision"),
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
@@ -199,11 +201,18 @@ def window_of(config: PreTrainedConfig) -> int:
     return int(window)
 
 
-def resolve(model_name: str) -> Source:
-    """A short name, a local folder, or a Hugging Face id. Where the hub is silent, the cache alone is asked."""
+def resolve(model_name: str, revision: str | None = None) -> Source:
+    """A short name, a local folder, or a Hugging Face id. Where the hub is silent, the cache alone is asked.
+
+    revision: commit, tag or branch of a model of the hub. Raises ValueError for another model with one.
+    """
+    folder = Path(model_name).expanduser()
+    if revision is not None and (model_name in SHORT_NAMES or folder.is_dir()):
+        raise ValueError(
+            f"model_revision = {revision!r} is for models of the hub, and {model_name!r} is none; leave it out"
+        )
     if model_name in SHORT_NAMES:
         return SHORT_NAMES[model_name]()
-    folder = Path(model_name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"model: the folder {model_name} holds no config.json")
@@ -216,7 +225,8 @@ def resolve(model_name: str) -> Source:
         raise ValueError(
             f"model: {model_name!r} is neither a folder, nor a Hugging Face id (owner/name), nor a short name ({short})"
         )
-    return Source(model_name, {"local_files_only": True} if hub.silence() is not None else {})
+    options: dict[str, Any] = {"local_files_only": True} if hub.silence() is not None else {}
+    return Source(model_name, options if revision is None else {**options, "revision": revision})
 
 
 def default_dtype(device: torch.device | str | None) -> torch.dtype:
