@@ -98,9 +98,9 @@ class Place:
         write(path, content)
         try:
             for command in commands:
-                begin = time.monotonic()
+                begin, busy = time.monotonic(), time.process_time()
                 code, err = self.run(*command)
-                took = time.monotonic() - begin
+                took, worked = time.monotonic() - begin, time.process_time() - busy
                 what = f"{' '.join(command)} with {file} = {content[:300]!r}: {code}\n{err}"
                 assert code in ("0", "2", "3"), what
                 errors = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -112,7 +112,8 @@ class Place:
                 if path.suffix == ".toml":
                     names = [path.name]
                 assert not errors or any(name in errors[0] for name in names), what
-                assert took < 30, f"{took:.0f} s: {what}"
+                assert worked < 30, f"{worked:.0f} s: {what}"
+                assert took < 300, f"{took:.0f} s: {what}"  # a busy machine is no fault
                 if ends is not None:
                     ends[f"{command[0]} {path.name}: {code}"] += 1
         finally:
@@ -167,6 +168,10 @@ CORPUS: list[tuple[str, bytes | Change]] = [
     *(("results/needle/pred/e/needle.jsonl", Change(kind)) for kind in RAW),
     *(("results/lb/pred/e/run.json", Change(kind)) for kind in RAW),
     *(("results/pg19/pred/e/result.json", Change(kind)) for kind in ("digits", "deep", "NaN", "list", "text")),
+    *(
+        ("results/needle/pred/e/run.json", json.dumps({"config": {"task": task, "method": "dpi"}}).encode())
+        for task in ("", "nedle")
+    ),
     ("results/needle/pred/e/result.json", b'[{"context_length": 150, "score": 1.0}]'),
     ("results/needle/pred/e/result.json", b'[{"context_length": 150, "depth_percent": [null], "score": 1.0}]'),
     ("results/pg19/pred/e/result.json", b'{"1024": 1e+308}'),
@@ -224,7 +229,7 @@ def test_many_cases(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     while time.monotonic() < stop:
         try:
             draw(place, list(TARGETS), number, 30, ends)
-        except AssertionError as error:
+        except (AssertionError, ExceptionGroup) as error:  # hypothesis makes groups of what does not come again
             failures.append(f"draw {number}: {error}")
         number += 1
     with capsys.disabled():
