@@ -89,10 +89,14 @@ def changed(tree: ast.Module) -> Iterator[tuple[ast.AST, str, object, str]]:
             yield node, "value", not node.value, f"{node.value} -> {not node.value}"
         elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
             yield node, "value", node.value + 1, f"{node.value} -> {node.value + 1}"
-        elif isinstance(node, ast.Return) and node.value is not None:
+        elif isinstance(node, ast.Return) and node.value is not None and not _is_none(node.value):
             yield node, "value", ast.Constant(None), "return None"
         elif isinstance(node, ast.If | ast.IfExp | ast.While):
             yield node, "test", ast.UnaryOp(ast.Not(), node.test), "condition negated"
+
+
+def _is_none(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
 
 
 def _unchanged(node: ast.AST) -> Iterator[ast.AST]:
