@@ -7,7 +7,7 @@ own to say.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
@@ -15,6 +15,10 @@ from models.mistakes import complaints
 from pipeline.config import TaskName
 from tasks.base import Line
 from tasks.errors import UserError
+
+MOST_LOSS = 1e15
+"""Of a sum of losses, in nats: far beyond any text, and its square is a number yet."""
+Loss = Annotated[float, Field(ge=-MOST_LOSS, le=MOST_LOSS)]
 
 
 class _Shape(BaseModel):
@@ -78,8 +82,8 @@ class LineShape(_Shape):
     turn: NonNegativeInt = 0
     context_length: PositiveInt = 1
     depth_percent: float = 0
-    loss_sum: float = 0
-    loss_sums: dict[str, float] = Field(default_factory=dict)
+    loss_sum: Loss = 0
+    loss_sums: dict[str, Loss] = Field(default_factory=dict)
     scored_tokens: NonNegativeInt = 0
 
 

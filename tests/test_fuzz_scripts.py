@@ -109,6 +109,10 @@ class Place:
                     path.parent.name, [path.name, path.stem, str(path.parent.relative_to(self.root))]
                 )
                 names += [f"{get_task(task).prefix}.png" for task in LINES]  # of several files
+                if (
+                    path.suffix == ".jsonl" and not content.strip() and "results" in path.parts
+                ):  # an experiment without predictions is none among those of its folder
+                    names.append(str(Path(file).parent.parent))
                 if path.suffix == ".toml":
                     names = [path.name]
                 assert not errors or any(name in errors[0] for name in names), what
@@ -176,6 +180,8 @@ CORPUS: list[tuple[str, bytes | Change]] = [
     ("results/needle/pred/e/result.json", b'[{"context_length": 150, "depth_percent": [null], "score": 1.0}]'),
     ("results/pg19/pred/e/result.json", b'{"1024": 1e+308}'),
     ("results/pg19/pred/e/pg19.jsonl", json.dumps({**LINES["pg19"], "loss_sum": None}).encode()),
+    ("results/pg19/pred/e/pg19.jsonl", json.dumps({**LINES["pg19"], "loss_sums": {"1024": 1e308}}).encode()),
+    ("results/lb/pred/e/trec.jsonl", b""),
     ("results/pg19/pred/e/pg19.jsonl", json.dumps({**LINES["pg19"], "loss_sums": None}).encode()),
     *(("results/le/pred/e/tpo.jsonl", Change("set", 0.3, value)) for value in WRONG[::3]),
     ("model/model.safetensors.index.json", shard_index("pytorch_model.bin")),
@@ -184,6 +190,7 @@ CORPUS: list[tuple[str, bytes | Change]] = [
     ("model/model.safetensors", safetensors_header({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]}})),
     ("model/config.json", Change("deep")),
     ("model/config.json", b'{"model_type": "llama", "max_position_embeddings": 64, "num_hidden_layers": 100000000}'),
+    ("model/config.json", b'{"model_type": "llama", "max_position_embeddings": 64, "num_hidden_layers": %d}' % 2**63),
     ("model/tokenizer.json", Change("NUL")),
 ]
 """Cases that once ended in a traceback or took for ever, and their kin."""
