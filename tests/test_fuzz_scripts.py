@@ -109,10 +109,8 @@ class Place:
                     path.parent.name, [path.name, path.stem, str(path.parent.relative_to(self.root))]
                 )
                 names += [f"{get_task(task).prefix}.png" for task in LINES]  # of several files
-                if (
-                    path.suffix == ".jsonl" and not content.strip() and "results" in path.parts
-                ):  # an experiment without predictions is none among those of its folder
-                    names.append(str(Path(file).parent.parent))
+                if file.startswith("results/") and not content.strip():
+                    names.append(str(Path(file).parent.parent))  # in which no experiment has predictions
                 if path.suffix == ".toml":
                     names = [path.name]
                 assert not errors or any(name in errors[0] for name in names), what
