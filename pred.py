@@ -16,8 +16,9 @@ from rich.console import Console
 
 from pipeline import sweep
 from pipeline.cli import EXIT_DONE, EXIT_FAILED_RECORDS, make_parser, run_script
-from pipeline.config import ExperimentConfig, apply_overrides, build_config, read_toml
+from pipeline.config import ExperimentConfig, apply_overrides, build_config, read_toml, source_of
 from pipeline.help import keys_help, methods_help, tasks_help
+from tasks.errors import said_of
 
 logger = logging.getLogger("pred")
 
@@ -75,9 +76,9 @@ def main(argv: list[str]) -> int:
 
         console = Console()
         if is_sweep and not arguments.only:
-            list_experiments(experiments, console)
+            list_experiments(experiments, arguments.results, console, arguments.cfg, overwrite=arguments.overwrite)
         else:
-            dry_run(experiments, arguments.results, console, overwrite=arguments.overwrite)
+            dry_run(experiments, arguments.results, console, arguments.cfg, overwrite=arguments.overwrite)
         return EXIT_DONE
     return predict(experiments, arguments)
 
@@ -86,22 +87,24 @@ def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) 
     """Run the experiments one after another; returns the exit code."""
     from pipeline.automatic import settle
     from pipeline.distributed import Workers
-    from pipeline.experiment import run_experiment
-    from pipeline.model_loader import EngineLoader, check_request, check_start, check_tensor_parallel
+    from pipeline.experiment import run_experiment, with_model_revision
+    from pipeline.model_loader import EngineLoader, check_requests, check_start
 
-    tensor_parallel = check_tensor_parallel(experiments)
-    for cfg in experiments:
-        check_request(cfg)
+    results: Path = arguments.results
+    tensor_parallel = check_requests(experiments, arguments.cfg)
     unfinished = 0
     with Workers(tensor_parallel=tensor_parallel) as workers:
         load_engine = EngineLoader(workers)
         for cfg in experiments:
-            cfg, automatic = settle(cfg, arguments.results, workers, overwrite=arguments.overwrite)
-            start = check_start(cfg, workers.device())
-            outcomes = run_experiment(
-                cfg, arguments.results, workers, load_engine,
-                window=start.window, model_revision=start.revision, automatic=automatic, overwrite=arguments.overwrite,
-            )  # fmt: skip
+            with said_of(source_of(cfg, experiments, arguments.cfg)):
+                cfg = with_model_revision(cfg, results, overwrite=arguments.overwrite)
+                cfg, automatic = settle(cfg, results, workers, overwrite=arguments.overwrite)
+                start = check_start(cfg, workers.device())
+                outcomes = run_experiment(
+                    cfg, results, workers, load_engine,
+                    window=start.window, model_revision=start.revision, automatic=automatic,
+                    overwrite=arguments.overwrite,
+                )  # fmt: skip
             failed = sum(outcome.failed for outcome in outcomes.values())
             unfinished += failed + sum(outcome.missing for outcome in outcomes.values())
             if workers.is_main:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,9 +46,20 @@ _TEXTS = re.compile(r"""\"{3}(?:\\.|[^\\])*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*
 _LONG_KEY = re.compile(rf"(?<![\w-])(?:[\w-]+[ \t]*\.[ \t]*){{{MOST_LEVELS}}}")
 
 # Keys that may differ between two runs of one experiment: they choose records, hardware or memory, not predictions.
-# The commit of hub data is compared by what it stands for (`pipeline/experiment.py`).
+# The commits of hub data and models are compared by what they stand for (`pipeline/experiment.py`).
 RESUMABLE_KEYS = frozenset(
-    {"test", "tasks", "limit", "batch_size", "device", "device_map", "tp_plan", "data_revision", "share_prefixes"}
+    {
+        "test",
+        "tasks",
+        "limit",
+        "batch_size",
+        "device",
+        "device_map",
+        "tp_plan",
+        "data_revision",
+        "model_revision",
+        "share_prefixes",
+    }
 )
 
 
@@ -69,6 +80,9 @@ class ExperimentConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(min_length=1, description="Hugging Face id, local folder, or short name")
+    model_revision: str | None = Field(
+        None, min_length=1, description="commit, tag or branch of a model of the hub; None: the newest"
+    )
     exp_name: str = Field(description="name of the results folder")
     method: str = Field(description="a name of `models.DPI.methods.METHODS`: dpi, repro_se, ...")
     params: dict[str, Any] = Field(default_factory=dict, description="the method's parameters")
@@ -209,6 +223,11 @@ def _parse_value(text: str) -> Any:
         return _parse_toml(f"value = {text.strip()}")["value"]
     except (ValueError, KeyError, RecursionError):
         return text.strip()
+
+
+def source_of(cfg: ExperimentConfig, experiments: Sequence[ExperimentConfig], path: Path) -> str:
+    """How errors name the file that an experiment comes from, and which of several it is."""
+    return str(path) if len(experiments) == 1 else f"{path}: {cfg.exp_name}"
 
 
 def build_config(content: Mapping[str, Any], source: str) -> ExperimentConfig:

@@ -19,15 +19,31 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline import timing
+from pipeline import store, timing
 from pipeline.automatic import WINDOW, settle
-from pipeline.config import ExperimentConfig
+from pipeline.config import ExperimentConfig, source_of
 from pipeline.distributed import Workers
-from pipeline.experiment import read_experiment, read_records
-from pipeline.model_loader import EngineLoader, Start, check_request, check_start, check_tensor_parallel, read_tokenizer
+from pipeline.experiment import (
+    check_model_revision,
+    check_place,
+    check_resumable,
+    read_experiment,
+    read_records,
+    with_model_revision,
+)
+from pipeline.model_loader import (
+    EngineLoader,
+    Start,
+    UnreachableModelError,
+    check_requests,
+    check_start,
+    engine_key,
+    read_tokenizer,
+)
 from pipeline.text import plain_table, printable
 from tasks import get_task
 from tasks.base import Record
+from tasks.errors import said_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -91,7 +107,7 @@ class Preview:
 def count_prompts(cfg: ExperimentConfig, chosen: Mapping[str, Sequence[Record]]) -> tuple[list[PromptCount], list[int]]:
     """Records and prompt lengths of every data set of an experiment, and its longest prompt."""
     task = get_task(cfg.task)
-    tokenizer = read_tokenizer(cfg.model, trust_remote_code=cfg.trust_remote_code)
+    tokenizer = read_tokenizer(cfg.model, cfg.model_revision, trust_remote_code=cfg.trust_remote_code)
     counts: list[PromptCount] = []
     longest: list[int] = []
     for dataset, records in chosen.items():
@@ -134,9 +150,12 @@ def quantiles(lengths: Sequence[int]) -> list[int]:
 
 def preview(cfg: ExperimentConfig, results: Path, load: EngineLoader, console: Console, *, overwrite: bool) -> Preview:
     """Check one experiment as its run would, and print what it would do. Raises `UserError` as the run would."""
+    cfg = with_model_revision(cfg, results, overwrite=overwrite)
     cfg, automatic = settle(cfg, results, Workers(), overwrite=overwrite, measure=False)
     start = check_start(cfg)
-    _, cfg, chosen = read_experiment(cfg, results, overwrite=overwrite)
+    folder, cfg, chosen = read_experiment(cfg, results, overwrite=overwrite)
+    if not overwrite:
+        check_model_revision(folder, cfg, start.revision)
     counts, longest = count_prompts(cfg, chosen)
     _say(
         console,
@@ -218,34 +237,75 @@ def show_totals(previews: Sequence[Preview], console: Console) -> None:
 
 
 def dry_run(
-    experiments: Sequence[ExperimentConfig], results: Path, console: Console, *, overwrite: bool = False
+    experiments: Sequence[ExperimentConfig], results: Path, console: Console, path: Path, *, overwrite: bool = False
 ) -> None:
-    """Print what each experiment would do, and totals by benchmark where there are several. Raises `UserError`."""
-    check_tensor_parallel(experiments)
-    for cfg in experiments:
-        check_request(cfg)
+    """Print what each experiment would do, and totals by benchmark where there are several. Raises `UserError`.
+
+    path: the file that they come from.
+    """
+    check_requests(experiments, path)
     load = EngineLoader(Workers())
     previews = []
     for cfg in experiments:
-        previews.append(preview(cfg, results, load, console, overwrite=overwrite))
+        with said_of(source_of(cfg, experiments, path)):
+            previews.append(preview(cfg, results, load, console, overwrite=overwrite))
         console.print()
     if len(previews) > 1:
         show_totals(previews, console)
 
 
-def list_experiments(experiments: Sequence[ExperimentConfig], console: Console) -> None:
-    """Print the experiments of a sweep, and how many each benchmark has. Raises `UserError`.
+def list_experiments(
+    experiments: Sequence[ExperimentConfig], results: Path, console: Console, path: Path, *, overwrite: bool = False
+) -> None:
+    """Print the experiments of a sweep and how many each benchmark has, then check all that their runs would.
 
-    Models and the hub are not asked, so that a sweep of models that are not here can be listed; folders of data are.
+    Data of the hub are not fetched. Models of the hub are listed without a check where it does not answer and the cache
+    does not have them. path: the file. Raises `UserError`.
     """
-    check_tensor_parallel(experiments)
-    read = set()
+    check_requests(experiments, path)
+    _show_experiments(experiments, console)
+    read: set[object] = set()
+    configs: dict[object, PreTrainedConfig | None] = {}
     for cfg in experiments:
-        check_request(cfg)
-        key = (cfg.task, cfg.tasks, cfg.limit, cfg.test, cfg.options.data_dir)
-        if cfg.options.data_dir is not None and key not in read:
-            read_records(get_task(cfg.task), cfg)
-            read.add(key)
+        with said_of(source_of(cfg, experiments, path)):
+            _check_listed(cfg, results, read, configs, overwrite=overwrite)
+    if unreachable := dict.fromkeys(cfg.model for cfg in experiments if configs.get(_model_key(cfg), ...) is None):
+        _say(console, f"not checked, as the hub does not answer: {', '.join(unreachable)}")
+
+
+def _model_key(cfg: ExperimentConfig) -> object:
+    return cfg.model, cfg.model_revision, cfg.trust_remote_code
+
+
+def _check_listed(
+    cfg: ExperimentConfig,
+    results: Path,
+    read: set[object],
+    configs: dict[object, PreTrainedConfig | None],
+    *,
+    overwrite: bool,
+) -> None:
+    """Check an experiment as its run would. read: what needs no second look. configs: of models, None: out of reach."""
+    task = get_task(cfg.task)
+    folder = store.experiment_folder(results, task, cfg.exp_name)
+    check_place(folder)
+    if not overwrite:
+        check_resumable(folder, task, cfg)
+    data = (cfg.task, cfg.tasks, cfg.limit, cfg.test, cfg.options.data_dir)
+    if cfg.options.data_dir is not None and data not in read:
+        read_records(task, cfg)
+        read.add(data)
+    key, engine = _model_key(cfg), engine_key(cfg)
+    if engine in read or configs.get(key, ...) is None:
+        return
+    try:
+        configs[key] = check_start(cfg, config=configs.get(key)).config
+    except UnreachableModelError:
+        configs[key] = None
+    read.add(engine)
+
+
+def _show_experiments(experiments: Sequence[ExperimentConfig], console: Console) -> None:
     for model in dict.fromkeys(cfg.model for cfg in experiments):
         _say(console, model)
         table = plain_table("experiment", "window", "target", "tasks")

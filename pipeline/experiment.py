@@ -53,6 +53,8 @@ def run_experiment(
     """
     task = get_task(cfg.task)
     folder, cfg, records = read_experiment(cfg, results, overwrite=overwrite)
+    if not overwrite:
+        check_model_revision(folder, cfg, model_revision)
     if overwrite or not store.has_predictions(folder):
         load_engine(cfg)
     if workers.is_main:
@@ -63,6 +65,7 @@ def run_experiment(
                 store.clear(folder)
             else:
                 check_resumable(folder, task, cfg)  # another run may have begun since
+                check_model_revision(folder, cfg, model_revision)
             before = store.read_run(folder) if store.has_predictions(folder) else None
             record = run_record(cfg, window, workers.processes, records, before, model_revision, automatic)
             store.write_json(folder / store.RUN_FILE, record)
@@ -121,14 +124,14 @@ def read_experiment(
     """
     task = get_task(cfg.task)
     folder = store.experiment_folder(results, task, cfg.exp_name)
-    _check_place(folder)
+    check_place(folder)
     if not overwrite:
         check_resumable(folder, task, cfg)
         cfg = _with_revision_of(folder, task, cfg)
     return folder, cfg, read_records(task, cfg)
 
 
-def _check_place(folder: Path) -> None:
+def check_place(folder: Path) -> None:
     """Raise `UserError` if a folder cannot be made or written to."""
     place = folder
     while not place.exists() and place != place.parent:
@@ -155,6 +158,33 @@ def _with_revision_of(folder: Path, task: Task, cfg: ExperimentConfig) -> Experi
                 f"{cfg.options.data_revision!r} is {now}. Choose another exp_name, or begin anew with --overwrite"
             )
     return cfg.model_copy(update={"options": cfg.options.model_copy(update={"data_revision": before})})
+
+
+def with_model_revision(cfg: ExperimentConfig, results: Path, *, overwrite: bool) -> ExperimentConfig:
+    """The configuration with the commit of the model that its experiment began with, so that it goes on with the same.
+
+    A configuration that names a revision keeps it; `check_model_revision` compares. Raises `UserError` for a run record
+    that is broken.
+    """
+    if overwrite or cfg.model_revision is not None:
+        return cfg
+    folder = store.experiment_folder(results, get_task(cfg.task), cfg.exp_name)
+    run = store.read_run(folder) or {}
+    before = run.get("model_revision")
+    # Of another model it is none; `check_resumable` refuses that.
+    if not isinstance(before, str) or not store.has_predictions(folder) or run["config"].get("model") != cfg.model:
+        return cfg
+    return cfg.model_copy(update={"model_revision": before})
+
+
+def check_model_revision(folder: Path, cfg: ExperimentConfig, now: str | None) -> None:
+    """Raise `UserError` if an experiment began with another commit of its model. now: the commit that would go on."""
+    before = (store.read_run(folder) or {}).get("model_revision")
+    if isinstance(before, str) and now is not None and now != before and store.has_predictions(folder):
+        raise UserError(
+            f"{str(folder)!r} was made with the model's revision {before}, and model_revision = "
+            f"{cfg.model_revision!r} is {now}. Choose another exp_name, or begin anew with --overwrite"
+        )
 
 
 def read_records(task: Task, cfg: ExperimentConfig) -> dict[str, list[Record]]:

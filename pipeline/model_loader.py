@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from models import hub
-from pipeline.config import ExperimentConfig
+from pipeline.config import ExperimentConfig, source_of
 from pipeline.distributed import Workers
-from tasks.errors import UserError
+from tasks.errors import UserError, said_of
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 # What decides whether a loaded model serves the next experiment of a sweep too.
 ENGINE_KEYS = {
-    "model", "method", "params", "max_pe", "ori_max_position_embeddings",
+    "model", "model_revision", "method", "params", "max_pe", "ori_max_position_embeddings",
     "seed", "dtype", "device", "attn_impl", "device_map", "tp_plan", "trust_remote_code",
 }  # fmt: skip
 
@@ -69,10 +69,16 @@ def check_request(cfg: ExperimentConfig) -> None:
         check_options(**_options(cfg, None))
 
 
-def check_start(cfg: ExperimentConfig, device: str | None = None) -> Start:
+def engine_key(cfg: ExperimentConfig) -> str:
+    """What two experiments have in common that one loaded model serves."""
+    return json.dumps({name: value for name, value in cfg.flat().items() if name in ENGINE_KEYS})
+
+
+def check_start(cfg: ExperimentConfig, device: str | None = None, *, config: PreTrainedConfig | None = None) -> Start:
     """What a run of this configuration begins with, its model's configuration read, without weights.
 
-    device: of this process where several share a machine, see `Workers.device`. Raises `UserError` for all that would
+    device: of this process where several share a machine, see `Workers.device`. config: the model's, where it was
+    read before. Raises `UserError` for all that would
     keep the run from its first record, but for faults of the weights themselves.
     """
     from models.DPI.loading import check_attention, check_options, window_of
@@ -83,8 +89,9 @@ def check_start(cfg: ExperimentConfig, device: str | None = None) -> Start:
     check_request(cfg)
     with _mistakes():
         found, dtype = check_options(**_options(cfg, device))
-    source = resolve_model(cfg.model)
-    config = read_model_config(cfg.model, trust_remote_code=cfg.trust_remote_code)
+    source = resolve_model(cfg.model, cfg.model_revision)
+    if config is None:
+        config = read_model_config(cfg.model, cfg.model_revision, trust_remote_code=cfg.trust_remote_code)
     asked = cfg.options.ori_max_position_embeddings
     window = asked if isinstance(asked, int) else _friendly(cfg.model, lambda: window_of(config))
     check_method(cfg, window)
@@ -143,6 +150,16 @@ def check_method(cfg: ExperimentConfig, window: int | None) -> None:
         )
 
 
+def check_requests(experiments: Sequence[ExperimentConfig], path: Path) -> bool:
+    """`check_tensor_parallel` and `check_request` of all experiments of a file, which errors name."""
+    with said_of(str(path)):
+        tensor_parallel = check_tensor_parallel(experiments)
+    for cfg in experiments:
+        with said_of(source_of(cfg, experiments, path)):
+            check_request(cfg)
+    return tensor_parallel
+
+
 def check_tensor_parallel(experiments: Sequence[ExperimentConfig]) -> bool:
     """Whether the experiments of a run hold pieces of one model. Raises `UserError` where some do and some do not."""
     found = {cfg.tp_plan is not None for cfg in experiments}
@@ -151,25 +168,27 @@ def check_tensor_parallel(experiments: Sequence[ExperimentConfig]) -> bool:
     return found == {True}
 
 
-def read_model_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+def read_model_config(model: str, revision: str | None = None, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The model's configuration; no weights are read. Raises `UserError`."""
     from transformers import AutoConfig
 
-    config: PreTrainedConfig = _read(model, AutoConfig, trust_remote_code)
+    config: PreTrainedConfig = _read(model, revision, AutoConfig, trust_remote_code)
     return config
 
 
-def read_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def read_tokenizer(
+    model: str, revision: str | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises `UserError`."""
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = _read(model, AutoTokenizer, trust_remote_code)
+    tokenizer: PreTrainedTokenizerBase = _read(model, revision, AutoTokenizer, trust_remote_code)
     return tokenizer
 
 
-def _read(model: str, kind: Any, trust_remote_code: bool) -> Any:
+def _read(model: str, revision: str | None, kind: Any, trust_remote_code: bool) -> Any:
     """What one of transformers' Auto classes reads of a model."""
-    source = resolve_model(model)
+    source = resolve_model(model, revision)
     # False and not left out: transformers then asks, and a "y" on standard input would run a model's own Python.
     return _friendly(
         model,
@@ -177,12 +196,12 @@ def _read(model: str, kind: Any, trust_remote_code: bool) -> Any:
     )
 
 
-def resolve_model(model: str) -> Source:
+def resolve_model(model: str, revision: str | None = None) -> Source:
     """Where a model is. Raises `UserError`: a name that is none is the user's mistake, which needs no traceback."""
     from models.DPI.loading import resolve
 
     with _mistakes():
-        return resolve(model)
+        return resolve(model, revision)
 
 
 def _options(cfg: ExperimentConfig, device: str | None) -> dict[str, Any]:
@@ -208,7 +227,7 @@ class EngineLoader:
 
     def __call__(self, cfg: ExperimentConfig) -> ModelEngine:
         """The engine of a configuration. Raises `UserError` where its model cannot be loaded."""
-        key = json.dumps({name: value for name, value in cfg.flat().items() if name in ENGINE_KEYS})
+        key = engine_key(cfg)
         if self._engine is None or key != self._key:
             self._engine = None  # the old model's memory goes before the new one comes
             self._engine = self._load(cfg)
@@ -233,11 +252,16 @@ class EngineLoader:
                 cfg.options.ori_max_position_embeddings,
                 target_length=cfg.options.max_pe,
                 seed=cfg.options.seed,
+                revision=cfg.model_revision,
                 trust_remote_code=cfg.trust_remote_code,
                 **_options(cfg, device),
             ),
         )
         return ModelEngine(model, tokenizer)
+
+
+class UnreachableModelError(UserError):
+    """A model of the hub, where the hub does not answer and the cache does not have the model."""
 
 
 @contextlib.contextmanager
@@ -259,7 +283,7 @@ def _friendly(model: str, load: Callable[[], T]) -> T:
     except Exception as error:
         if isinstance(error, OSError) and resolve_model(model).options.get("local_files_only"):
             said = f"{hub.silence()}, and the cache does not have all of it"
-            raise UserError(f"cannot load the model {model!r}: {said}") from None
+            raise UnreachableModelError(f"cannot load the model {model!r}: {said}") from None
         raise UserError(_said(model, error)) from error
 
 

@@ -12,7 +12,7 @@ from pipeline import store
 from pipeline.config import ExperimentConfig, build_config, without_other_tasks
 from pipeline.shapes import check_line
 from tasks.base import Line, Task
-from tasks.errors import UserError
+from tasks.errors import BadFieldError, UserError
 from tasks.results import DETAIL_FILE, RESULT_FILE
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,9 @@ def score_experiment(folder: Path, task: Task) -> Progress:
         documents = task.score(options, good)
     except store.MissingField as error:
         raise UserError(f"{error.place} lacks the field {error}, which {task.name} scores") from None
+    except BadFieldError as error:
+        place = error.line.place if isinstance(error.line, store.FileLine) else str(folder)
+        raise UserError(f"{place}: {error}; restore the file, or run pred.py --overwrite") from None
     progress = measure(run, lines)
     if cfg is None or not cfg.test:
         wanted = (cfg.tasks if cfg is not None else ()) or task.datasets()

@@ -7,23 +7,31 @@ own to say.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from models.mistakes import complaints
+from pipeline.config import TaskName
 from tasks.base import Line
 from tasks.errors import UserError
+
+MOST_LOSS = 1e15
+"""Of a sum of losses, in nats: far beyond any text, and its square is a number yet."""
+Loss = Annotated[float, Field(ge=-MOST_LOSS, le=MOST_LOSS)]
 
 
 class _Shape(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
+S = TypeVar("S", bound=_Shape)
+
+
 class RunConfig(_Shape):
     """The keys of a run record's configuration that are read without knowing the benchmark."""
 
-    task: str
+    task: TaskName
     method: str | None = None
     model: str | None = None
     max_pe: PositiveInt | None = None
@@ -75,16 +83,16 @@ class LineShape(_Shape):
     turn: NonNegativeInt = 0
     context_length: PositiveInt = 1
     depth_percent: float = 0
-    loss_sum: float = 0
-    loss_sums: dict[str, float] = Field(default_factory=dict)
+    loss_sum: Loss = 0
+    loss_sums: dict[str, Loss] = Field(default_factory=dict)
     scored_tokens: NonNegativeInt = 0
 
 
 def check_run(run: Any, source: str) -> dict[str, Any]:
     """A run record with `window`, `datasets`, `versions` and `params` filled in. Raises `UserError` with the field."""
-    _check(RunShape, run, f"{source} is no run record", "remove the folder or run pred.py --overwrite")
+    found = _check(RunShape, run, f"{source} is no run record", "remove the folder or run pred.py --overwrite")
     filled = {"window": None, "datasets": {}, "versions": {}, "device": None, "automatic": None, **run}
-    return {**filled, "config": {"params": {}, **run["config"]}}
+    return {**filled, "config": {"params": {}, **run["config"], "task": found.config.task}}
 
 
 def check_scored(scored: Any, place: str) -> None:
@@ -97,11 +105,11 @@ def check_line(line: Line, place: str) -> None:
     _check(LineShape, line, place, "restore the file, or run pred.py --overwrite")
 
 
-def _check(shape: type[_Shape], content: Any, place: str, advice: str) -> None:
+def _check(shape: type[S], content: Any, place: str, advice: str) -> S:
     if not isinstance(content, Mapping):
         raise UserError(f"{place}: it is no JSON object; {advice}")
     try:
-        shape.model_validate(content)
+        return shape.model_validate(content)
     except ValidationError as error:
         said = complaints(error)[0]
         raise UserError(f"{place}: {said if len(said) < 300 else said[:300] + ' ...'}; {advice}") from None

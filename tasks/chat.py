@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from tasks import template_trial
+from tasks.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -35,6 +38,7 @@ def chat_ids(
 
     `message` is the user's text, or several turns as `{"role", "content"}`. `answer_prefix` is the beginning of the
     answer, put into the model's mouth. `mode` "none" skips every template: the turns are joined by newlines.
+    Raises `UserError` for a template that does not come to an end.
     """
     turns: list[Message] = [{"role": "user", "content": message}] if isinstance(message, str) else list(message)
     if mode == "none" or not tokenizer.chat_template:
@@ -44,6 +48,8 @@ def chat_ids(
         return list(tokenizer(_llama2_text(tokenizer, turns, system_prompt) + answer_prefix)["input_ids"])
     if system_prompt:
         turns = [{"role": "system", "content": system_prompt}, *turns]
+    if (why := template_trial.complaint_of(tokenizer, turns)) is not None:
+        raise UserError(f"the model's chat template {why}; chat = 'none' leaves it out")
     text = str(
         tokenizer.apply_chat_template([dict(turn) for turn in turns], tokenize=False, add_generation_prompt=True)
     )

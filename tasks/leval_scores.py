@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from tasks.errors import UserError
+from tasks.errors import BadFieldError
 from tasks.metrics import extract
 from tasks.metrics.bootstrap import bootstrap_stderr
 from tasks.metrics.exact_match import SearchedPart, exact_match
@@ -17,6 +17,9 @@ from tasks.results import Score
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Pair = tuple[str, str]
 """What is compared: the answer found in a prediction, and the reference."""
@@ -38,19 +41,22 @@ class DatasetScore:
 
 
 def score_dataset(dataset: str, lines: Sequence[Mapping[str, Any]], searched: SearchedPart = "whole") -> DatasetScore:
-    """Score one data set's prediction lines. searched: see `exact_match`. Raises `UserError` for a missing field."""
+    """Score one data set's prediction lines. searched: see `exact_match`.
+
+    Raises `BadFieldError` for a field that is missing or cannot be scored.
+    """
     key = _prediction_key(dataset, lines)
-    try:
-        predictions = [(str(line[key]), str(line["gt"])) for line in lines]
-    except KeyError as error:
-        raise UserError(f"{dataset!r}: a prediction has no {error}") from None
+    predictions = [(_text_of(dataset, line, key), _text_of(dataset, line, "gt")) for line in lines]
     if dataset == "topic_retrieval_longchat":
         return _topic_retrieval(predictions, lines, searched)
     if dataset == "sci_fi":
-        return _science_fiction(predictions, searched)
+        return _science_fiction(predictions, lines, searched)
     kind = lines[0]["evaluation"]
     if kind == "exam":
-        return _exam([_closed_ended_pair(dataset, *pair) for pair in predictions], searched)
+        pairs = [
+            _of_line(line, _closed_ended_pair, dataset, *pair) for line, pair in zip(lines, predictions, strict=True)
+        ]
+        return _exam(pairs, searched)
     return _f1(predictions) if kind == "f1" else _rouge(predictions)
 
 
@@ -58,8 +64,26 @@ def _prediction_key(dataset: str, lines: Sequence[Mapping[str, Any]]) -> str:
     """The field with the prediction: "pred", or "<model>_pred" as L-Eval's own programs call it."""
     key = next((key for key in lines[0] if key == "pred" or key.endswith("_pred")), None)
     if key is None:
-        raise UserError(f"{dataset!r}: predictions have neither 'pred' nor '<model>_pred'")
+        raise BadFieldError(lines[0], f"{dataset!r}: predictions have neither 'pred' nor '<model>_pred'")
     return key
+
+
+def _text_of(dataset: str, line: Mapping[str, Any], key: str) -> str:
+    """A field as text; numbers, which some programs write for answers, as they are written."""
+    if key not in line:
+        raise BadFieldError(line, f"{dataset!r}: a prediction has no {key!r}")
+    value = line[key]
+    if not isinstance(value, str | int | float):
+        raise BadFieldError(line, f"{key} = {repr(value)[:100]}: must be a text")
+    return str(value)
+
+
+def _of_line(line: Mapping[str, Any], read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `read` finds in a line's fields. What it refuses is a fault of the line's reference."""
+    try:
+        return read(*args, **kwargs)
+    except ValueError as error:
+        raise BadFieldError(line, f"gt: {error}") from None
 
 
 def _closed_ended_pair(dataset: str, prediction: str, reference: str) -> Pair:
@@ -110,11 +134,19 @@ def _topic_retrieval(pairs: Sequence[Pair], lines: Sequence[Mapping[str, Any]], 
     return _mean_of_parts(parts, [exact_match(*pair, searched) for pair in pairs])
 
 
-def _science_fiction(predictions: Sequence[Pair], searched: SearchedPart) -> DatasetScore:
+def _science_fiction(
+    predictions: Sequence[Pair], lines: Sequence[Mapping[str, Any]], searched: SearchedPart
+) -> DatasetScore:
     """Exact match by the document ("loyalty") and by the world ("fact"), and their mean."""
     both = [
-        tuple(zip(extract.judgement_answer(prediction), extract.judgement_reference(reference), strict=True))
-        for prediction, reference in predictions
+        tuple(
+            zip(
+                extract.judgement_answer(prediction),
+                _of_line(line, extract.judgement_reference, reference),
+                strict=True,
+            )
+        )
+        for line, (prediction, reference) in zip(lines, predictions, strict=True)
     ]
     parts = {
         "loyalty score": _exam([pair[0] for pair in both], searched),

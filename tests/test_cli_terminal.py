@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,7 @@ def test_a_dry_run_refuses_what_the_run_would_and_neither_leaves_anything(place:
         assert code == 2
         assert "cannot load the model" not in err
         said.append(err.splitlines()[-1])
+        assert said[-1].count("any.toml: ") == 1
         assert snapshot(place) == before
         assert not (place / "results").exists()
     assert said[0] == said[1]
@@ -230,6 +232,54 @@ def test_a_dry_run_of_several_experiments_has_totals_by_task(place: Path, run: R
     code, _, err = run("pred", "--cfg", "sweep.toml", "--dry-run")
     assert code == 2
     assert "'books' has no *.txt files" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("model = './model'", "model = './nowhere'"), "model: './nowhere' is neither a folder"),
+        (("windows = [64]", "windows = [64, 300]"), "max_pe = 256 is below the window of 300 tokens"),
+        (("max_new_tokens = 2", "max_new_tokens = 2\nattn_impl = 'flash'"), "CUDA"),
+        (("seed = 42", "seed = 43"), "was made with another configuration: seed was 42, is 43"),
+    ],
+)
+def test_a_sweeps_dry_run_refuses_what_the_run_would(
+    place: Path, run: Run, model: Path, change: tuple[str, str], said: str
+) -> None:
+    shutil.copytree(model, place / "model")
+    content = (
+        "max_new_tokens = 2\nseed = 42\n[sweep]\nmethods = ['repro_yarn']\ntasks = ['needle']\n"
+        "[[sweep.models]]\nmodel = './model'\nname = 'tiny'\nwindows = [64]\ntargets = [256]\n"
+        "[sweep.task.needle]\nlengths = [0.15]\ntimes = 1\ndepths = 1\n"
+    )
+    (place / "sweep.toml").write_text(content)
+    assert run("pred", "--cfg", "sweep.toml", "--dry-run")[0] == 0
+    if "another" in said:
+        assert run("pred", "--cfg", "sweep.toml")[0] == 0
+    (place / "sweep.toml").write_text(content.replace(*change))
+    lines = []
+    for dry in (["--dry-run"], []):
+        code, _, err = run("pred", "--cfg", "sweep.toml", *dry)
+        assert code == 2
+        lines.append(err.splitlines()[-1])
+    assert lines[0] == lines[1]
+    assert re.search(rf"^error: sweep\.toml: .*{said}", lines[0])
+
+
+def test_a_sweep_of_models_that_are_out_of_reach_is_listed(
+    place: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.hub.silence", lambda: "the hub sleeps")
+    (place / "sweep.toml").write_text(
+        "[sweep]\nmethods = ['repro_yarn']\ntasks = ['needle']\n[[sweep.models]]\nmodel = 'nobody/nothing'\n"
+        "name = 'n'\nwindows = [64]\ntargets = [256]\n"
+    )
+    code, out, _ = run("pred", "--cfg", "sweep.toml", "--dry-run")
+    assert code == 0
+    assert "not checked, as the hub does not answer: nobody/nothing" in out
+    code, _, err = run("pred", "--cfg", "sweep.toml", "--dry-run", "--only", "*")
+    assert code == 2
+    assert "sweep.toml: cannot load the model 'nobody/nothing': the hub sleeps" in err
 
 
 def test_the_papers_sweep_fits_the_terminal(place: Path, run: Run) -> None:

@@ -27,6 +27,7 @@ def get_model_and_tokenizer(
     device_map: str | dict[str, Any] | None = None,
     tp_plan: str | None = None,
     trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and let it attend as a method says.
 
@@ -42,6 +43,7 @@ def get_model_and_tokenizer(
     attn_impl: how attention is computed beyond the window, see `models.DPI.attention.api`.
     seed: of the noise. device_map, tp_plan: as in transformers, for models that need several cards.
     trust_remote_code: whether Python files that come with a model may run.
+    revision: commit, tag or branch of a model of the hub; None takes the newest.
 
     Raises ValueError, before any weight is loaded, if a parameter is unknown, missing or out of its bounds, or the
     model is not supported; TypeError if `config` is something else.
@@ -59,6 +61,7 @@ def get_model_and_tokenizer(
         attn_impl=attn_impl,
         stock_attention="sdpa",
         seed=seed,
+        revision=revision,
         device_map=device_map,
         tp_plan=tp_plan,
         trust_remote_code=trust_remote_code,

@@ -25,6 +25,7 @@ def get_model_and_tokenizer(
     device_map: str | dict[str, Any] | None = None,
     tp_plan: str | None = None,
     trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """As `models.DPI.dpi.get_model_and_tokenizer`, with every attention matrix formed.
 
@@ -43,6 +44,7 @@ def get_model_and_tokenizer(
         attn_impl="reference",
         stock_attention="eager",
         seed=seed,
+        revision=revision,
         device_map=device_map,
         tp_plan=tp_plan,
         trust_remote_code=trust_remote_code,

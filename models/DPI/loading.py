@@ -29,7 +29,6 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Names of device maps that accelerate makes."""
-MOST_LAYERS = 10_000
 
 
 def load(
@@ -45,6 +44,7 @@ def load(
     attn_impl: str,
     stock_attention: str,
     seed: int,
+    revision: str | None,
     device_map: str | dict[str, Any] | None,
     tp_plan: str | None,
     trust_remote_code: bool,
@@ -55,7 +55,7 @@ def load(
     device, dtype = check_options(
         attn_impl=attn_impl, dtype=dtype, device=device, device_map=device_map, tp_plan=tp_plan
     )
-    source = resolve(model_name)
+    source = resolve(model_name, revision)
     # False and not left out: transformers then asks, and a "y" on standard input would run a model's own Python.
     options = {**source.options, "trust_remote_code": trust_remote_code}
     config = AutoConfig.from_pretrained(source.folder, **options) if config is None else config
@@ -63,9 +63,6 @@ def load(
     window = window_of(config) if measured or max_position_embeddings is None else int(max_position_embeddings)
     built = build_method(method, params, window, target_length)
     check_config(config, built, window)
-    layers = getattr(config, "num_hidden_layers", 0)
-    if not isinstance(layers, int) or layers > MOST_LAYERS:  # to build them would take for ever
-        raise ValueError(f"model: num_hidden_layers = {layers!r} must be at most {MOST_LAYERS}; check config.json")
     placement: dict[str, Any] = {}
     if tp_plan is not None:
         placement["tp_plan"] = tp_plan
@@ -192,6 +189,7 @@ def check_shards(source: Source) -> None:
         source.folder,
         SAFE_WEIGHTS_INDEX_NAME,
         local_files_only=source.options.get("local_files_only", False),
+        revision=source.options.get("revision"),
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
@@ -222,11 +220,18 @@ def window_of(config: PreTrainedConfig) -> int:
     return int(window)
 
 
-def resolve(model_name: str) -> Source:
-    """A short name, a local folder, or a Hugging Face id. Where the hub is silent, the cache alone is asked."""
+def resolve(model_name: str, revision: str | None = None) -> Source:
+    """A short name, a local folder, or a Hugging Face id. Where the hub is silent, the cache alone is asked.
+
+    revision: commit, tag or branch of a model of the hub. Raises ValueError for another model with one.
+    """
+    folder = Path(model_name).expanduser()
+    if revision is not None and (model_name in SHORT_NAMES or folder.is_dir()):
+        raise ValueError(
+            f"model_revision = {revision!r} is for models of the hub, and {model_name!r} is none; leave it out"
+        )
     if model_name in SHORT_NAMES:
         return SHORT_NAMES[model_name]()
-    folder = Path(model_name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"model: the folder {model_name} holds no config.json")
@@ -239,7 +244,8 @@ def resolve(model_name: str) -> Source:
         raise ValueError(
             f"model: {model_name!r} is neither a folder, nor a Hugging Face id (owner/name), nor a short name ({short})"
         )
-    return Source(model_name, {"local_files_only": True} if hub.silence() is not None else {})
+    options: dict[str, Any] = {"local_files_only": True} if hub.silence() is not None else {}
+    return Source(model_name, options if revision is None else {**options, "revision": revision})
 
 
 def default_dtype(device: torch.device | str | None) -> torch.dtype:

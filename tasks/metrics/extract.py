@@ -43,8 +43,14 @@ def several_options(prediction: str) -> str:
 
 
 def reference_options(reference: str) -> str:
-    """The option letters of a reference answer such as "(B) Their subconscious knew …"."""
-    return "".join(letter for letter in reference.split()[0] if letter in _LETTERS) or "A"
+    """The option letters of a reference answer such as "(B) Their subconscious knew …".
+
+    Raises `ValueError` where there is no reference at all.
+    """
+    words = reference.split()
+    if not words:
+        raise ValueError(f"reference {reference!r} must begin with the letters of the right options")
+    return "".join(letter for letter in words[0] if letter in _LETTERS) or "A"
 
 
 def math_answer(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Which commit of the hub's data a run reads."""
+"""Which commit of the hub's data and models a run reads."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import store
 from pipeline.config import ExperimentConfig
-from pipeline.experiment import run_experiment
+from pipeline.experiment import run_experiment, with_model_revision
 from tasks.errors import UserError
 from tests.pipeline.fake_task import FakeTask, FakeWorkers
 from tests.pipeline.small import config
@@ -56,3 +56,22 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(tmp_path: Path, task: Hu
     begin(tmp_path, config(), overwrite=True)
     assert task.read[-1] == SECOND
     assert (store.read_run(folder) or {})["data"]["revision"] == SECOND
+
+
+def test_a_run_goes_on_with_the_model_that_it_began_with(tmp_path: Path, task: HubTask) -> None:
+    def pinned(**keys: Any) -> str | None:
+        overwrite = keys.pop("overwrite", False)
+        return with_model_revision(config(**keys), tmp_path, overwrite=overwrite).model_revision
+
+    assert pinned() is None
+    begin(tmp_path, config(limit=1), model_revision=FIRST)
+    assert pinned(limit=2) == FIRST
+    assert pinned(model="another") is None, "which is refused later, by its name"
+    assert pinned(overwrite=True) is None
+    assert pinned(model_revision="v2") == "v2"
+    begin(tmp_path, config(limit=2, model_revision="v1"), model_revision=FIRST)
+    said = f"made with the model's revision {FIRST}, and model_revision = 'v2' is {SECOND}"
+    with pytest.raises(UserError, match=said):
+        begin(tmp_path, config(limit=3, model_revision="v2"), model_revision=SECOND)
+    begin(tmp_path, config(model_revision="v2"), model_revision=SECOND, overwrite=True)
+    assert (store.read_run(tmp_path / task.folder / config().exp_name) or {})["model_revision"] == SECOND

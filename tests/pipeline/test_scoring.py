@@ -191,3 +191,31 @@ def test_what_is_scored_is_not_null(field: str) -> None:
     check_line({"id": "a", "pred": "x"}, "here")
     with pytest.raises(UserError, match=rf"here: {field} = None: must be a"):
         check_line({"id": "a", field: None}, "here")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "change", "said"),
+    [
+        ("sci_fi", {"gt": "True"}, "gt: reference 'True' must hold two answers"),
+        ("tpo", {"gt": " "}, "gt: reference ' ' must begin with the letters"),
+        ("tpo", {"gt": None}, "gt = None: must be a text"),
+        ("coursera", {"gt": ["A", "B"]}, r"gt = \['A', 'B'\]: must be a text"),
+        ("quality", {"m_pred": {"text": "A"}}, r"m_pred = {'text': 'A'}: must be a text"),
+    ],
+)
+def test_a_foreign_line_that_no_metric_can_read_is_named_with_file_line_and_field(
+    tmp_path: Path, dataset: str, change: dict[str, Any], said: str
+) -> None:
+    good = {"m_pred": "A [fact: true]", "gt": "A [fact: True]", "evaluation": "exam"}
+    path = tmp_path / f"{dataset}.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in (good, {**good, **change})))
+    with pytest.raises(UserError, match=rf"{dataset}\.jsonl' line 2: {said}"):
+        score_experiment(tmp_path, get_task("leval"))
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_foreign_line_without_its_reference_is_named_with_file_and_line(tmp_path: Path) -> None:
+    line = {"m_pred": "A", "gt": "A", "evaluation": "exam"}
+    (tmp_path / "tpo.jsonl").write_text(json.dumps(line) + '\n{"m_pred": "A", "evaluation": "exam"}\n')
+    with pytest.raises(UserError, match=r"tpo\.jsonl' line 2: 'tpo': a prediction has no 'gt'"):
+        score_experiment(tmp_path, get_task("leval"))

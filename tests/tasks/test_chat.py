@@ -20,6 +20,7 @@ class Recorder:
     def __init__(self, template: str | None) -> None:
         self._real = word_tokenizer()
         self._real.chat_template = self.chat_template = template
+        self.special_tokens_map = self._real.special_tokens_map
         self.calls: list[tuple[str, bool]] = []
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:

@@ -51,6 +51,8 @@ from models.DPI.planning import Padding, make_plan
 _FEED_FORWARD_TOKENS = {"cpu": 4096}
 _FEED_FORWARD_TOKENS_ELSEWHERE = 32_768
 
+MOST_LAYERS = 10_000
+
 _ATTRIBUTE = "_gali"
 
 
@@ -60,6 +62,9 @@ def check_config(config: PreTrainedConfig, method: Method, window: int | None = 
     window: W in tokens, the configuration's max_position_embeddings if None.
     """
     family_of(config)
+    layers = getattr(config, "num_hidden_layers", 0)
+    if not isinstance(layers, int) or layers > MOST_LAYERS:  # to build them would take for ever
+        raise ValueError(f"num_hidden_layers = {layers!r} must be at most {MOST_LAYERS}; check config.json")
     check_scheme(config, method, config.max_position_embeddings if window is None else window)
     kinds = set(kinds_of_layers(config))
     if unknown := sorted(kinds - {FULL, LOCAL}):

@@ -46,6 +46,9 @@ NOT_COMPILED = (
     "or uninstall the method before compiling"
 )
 
+MOST_MASKED = 1 << 24
+"""Elements of the stock attention's mask of padding, (B, 1, T, N), beyond which it goes row by row."""
+
 # Called with a layer's number, queries (B, H, T, D) and keys (B, Hkv, N, D), both un-rotated, the plan, the scaling.
 Observer = Callable[[int, Tensor, Tensor, Plan, float], None]
 
@@ -112,6 +115,22 @@ class ForwardPass:
         """Whether this pass is left to the stock attention: same result to the bit, unless another was asked for."""
         return self.plan.plain and self.attn_impl in ("auto", "sdpa", "reference")
 
+    @functools.cached_property
+    def runs_stock_by_rows(self) -> bool:
+        """Whether the stock attention gets each row without its padding, and no mask, in layers that see all keys.
+
+        Its mask of padding would be large, and sdpa with a mask takes twice the time and more. Row by row the
+        arithmetic is that of a batch of one. Later pieces of a prompt need a mask in any case.
+        """
+        spans, new = self.padding.spans, self.padding.new
+        return (
+            self.runs_stock
+            and self.stock_implementation == "sdpa"
+            and spans is not None
+            and self.padding.past == 0
+            and len(spans) * new * new > MOST_MASKED
+        )
+
     @contextlib.contextmanager
     def run(self) -> Iterator[None]:
         """Inside the block this is the pass that `running` finds."""
@@ -155,9 +174,10 @@ class ForwardPass:
             if rotates:
                 query, key = self._rotate_as_stock(layer, query, key, self.kinds[number])
             stock = ALL_ATTENTION_FUNCTIONS.get_interface(self.stock_implementation, eager_attention_of(layer))
-            found: tuple[Tensor, Tensor | None] = stock(
-                layer, query, key, value, attention_mask, dropout=0.0, scaling=scaling, **kwargs
-            )
+            attend = functools.partial(stock, layer, dropout=0.0, scaling=scaling, **kwargs)
+            if self.runs_stock_by_rows and not local:
+                return self._by_rows(attend, query, key, value), None
+            found: tuple[Tensor, Tensor | None] = attend(query, key, value, attention_mask)
             return found
         if local:
             n, plan = key.shape[2], self._local_plan(key.shape[2], kwargs["sliding_window"])
@@ -174,6 +194,14 @@ class ForwardPass:
             need_weights=self.attn_impl == "reference",
         )
         return out.transpose(1, 2).contiguous(), weights
+
+    def _by_rows(self, attend: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(B, H, T, D), rotated, nothing before -> (B, T, H, D): each row by its own tokens, 0 where it is padding."""
+        out = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+        for (left, length), rows in self.padding.rows().items():
+            at = slice(left, left + length)
+            out[rows, at] = attend(query[rows, :, at], key[rows, :, at], value[rows, :, at], None)[0]
+        return out
 
     def _in_halves(self, x: Tensor) -> Tensor:
         """Queries or keys with the components that rotate together D/2 apart, as tables have them."""
@@ -275,7 +303,7 @@ def _make_mask(batch_size: int, q_length: int, kv_length: int, **kwargs: Any) ->
         return None  # those layers attend over bands, too
     if not local and kwargs.get("mask_function", causal_mask_function) is not causal_mask_function:
         raise ValueError("a mask function describes partly visible sequences; methods attend to all earlier tokens")
-    if not local and not forward_pass.runs_stock:
+    if not local and (not forward_pass.runs_stock or forward_pass.runs_stock_by_rows):
         return None
     stock = ALL_MASK_ATTENTION_FUNCTIONS[forward_pass.stock_implementation]
     mask: Tensor | None = stock(batch_size=batch_size, q_length=q_length, kv_length=kv_length, **kwargs)

@@ -238,6 +238,25 @@ def test_a_hub_id_is_left_to_transformers_or_the_cache(
     monkeypatch.setattr("models.hub.silence", lambda: said)
     source = resolve("owner/name")
     assert (source.folder, source.options) == ("owner/name", options)
+    assert resolve("owner/name", "v1").options == {**options, "revision": "v1"}
+
+
+def test_a_revision_is_for_models_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tiny", str(folder)):
+        with pytest.raises(ValueError, match=rf"model_revision = 'v1' is for models of the hub, and '{name}' is none"):
+            dpi.get_model_and_tokenizer(name, None, "repro_original", {}, revision="v1")
+    asked: list[object] = []
+
+    def from_pretrained(name: str, **options: object) -> AutoConfig:
+        asked.append(options["revision"])
+        raise OSError("nothing there")
+
+    monkeypatch.setattr("models.hub.silence", lambda: None)
+    monkeypatch.setattr("models.DPI.loading.AutoConfig.from_pretrained", from_pretrained)
+    for module in (dpi, dpi_withoutflash):
+        with pytest.raises(OSError, match="nothing there"):
+            module.get_model_and_tokenizer("owner/name", None, "repro_original", {}, device="cpu", revision="v1")
+    assert asked == ["v1", "v1"]
 
 
 def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The choice of an implementation, and rows of a batch that differ in padding."""
 
+import dataclasses
 import logging
 
 import pytest
@@ -53,6 +54,33 @@ def test_only_the_reference_has_weights(impl: str) -> None:
     _, weights = api.attend(q, k, v, plan, scaling=0.25, impl=impl, need_weights=True)
     assert weights is not None
     assert weights.shape == (1, 4, 9, 9)
+
+
+def test_nobody_gets_weights_who_does_not_ask() -> None:
+    q, k, v = _tensors(1, 0, 9)
+    (row,) = _plan(None, 1, 0, 9).rows
+    assert reference.attend(q, k, v, row.segments, scaling=0.25)[1] is None
+    assert api.attend(q, k, v, _plan(None, 1, 0, 9), scaling=0.25, impl="reference")[1] is None
+
+
+@pytest.mark.parametrize(("new", "asked"), [(1, ["one"]), (2, ["rows"])])
+def test_a_single_token_goes_to_the_step_of_the_whole_batch(
+    monkeypatch: pytest.MonkeyPatch, new: int, asked: list[str]
+) -> None:
+    found: list[str] = []
+
+    def one(q: Tensor, k: Tensor, v: Tensor, plan: Plan, **options: object) -> Tensor:
+        found.append("one")
+        return torch.zeros_like(q)
+
+    def rows(q: Tensor, *_: object, **options: object) -> tuple[Tensor, None]:
+        found.append("rows")
+        return torch.zeros_like(q), None
+
+    monkeypatch.setitem(api.BACKENDS, "sdpa", dataclasses.replace(api.BACKENDS["sdpa"], attend=rows, attend_one=one))
+    q, k, v = _tensors(1, 30, new)
+    api.attend(q, k, v, _plan(None, 1, 30, new), scaling=0.25, impl="sdpa")
+    assert found == asked
 
 
 def test_the_choice_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,5 +185,9 @@ def test_row_statistics_are_needed_only_where_they_are_used() -> None:
     assert needing == [("gaussian", 1, 0), ("gaussian", 1, 1), ("uniform", 0, 1), ("uniform", 1, 1)]
 
 
+def test_the_seed_is_zero_unless_it_is_given() -> None:
+    assert Noise("gaussian", scale_std=True) == Noise("gaussian", scale_std=True, seed=0)
+
+
 def test_the_pool_is_made_once() -> None:
     assert noise_module.pool("gaussian", CPU).data_ptr() == noise_module.pool("gaussian", CPU).data_ptr()

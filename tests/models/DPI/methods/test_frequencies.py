@@ -94,6 +94,15 @@ def test_other_methods_keep_the_models_frequencies(name: str) -> None:
         assert torch.equal(inv_freq_of(segments), own.inv_freq)
 
 
+@pytest.mark.parametrize("name", ["repro_yarn", "mrrope", "tailspline"])
+def test_in_a_window_without_a_full_turn_all_frequencies_but_the_first_are_slowed(name: str) -> None:
+    """With W = 4 the fastest frequency turns 4 / 2 pi times: the ramp has no width."""
+    own = rope(4, 12, 1e4)
+    found = inv_freq_of(build_method(name, {"factor": 4.0}).segments(own, 0, 16))
+    wanted = own.inv_freq / torch.tensor([1.0, 4.0, 4.0, 4.0, 4.0, 4.0])
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0.0)
+
+
 def test_two_ropes_do_not_share_frequencies() -> None:
     method = build_method("repro_ntk", {"factor": 4.0})
     first, second = (inv_freq_of(method.segments(rope(16, 12, theta), 0, 5)) for theta in (1e4, 1e5))
