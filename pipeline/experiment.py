@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VERSIONED_PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate")
+INSTALLED = __name__.startswith("gali.")
+"""Whether this is the installed package, and no checkout."""
+VERSIONED_PACKAGES = (*(["gali"] if INSTALLED else []), "torch", "transformers", "tokenizers", "datasets", "accelerate")
 
 MOST_DIFFERENCES = 8
 
@@ -252,7 +254,12 @@ def _package_versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The commit of this checkout, with "-dirty" behind it if tracked files are changed; None outside git."""
+    """The commit of this checkout, with "-dirty" behind it if tracked files are changed; None outside git.
+
+    None also where this is installed: an environment may lie in somebody's repository, whose commit says nothing.
+    """
+    if INSTALLED:
+        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(

@@ -154,6 +154,18 @@ def test_a_command_runs_a_script_and_names_commands(installed: Path) -> None:
     assert done.stderr.startswith("error: ")
 
 
+def test_a_run_record_names_the_version_and_no_foreign_commit(installed: Path) -> None:
+    """`installed` is made a repository, as that of a project whose environment lies in it."""
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        person = ["-c", "user.name=n", "-c", "user.email=e"]
+        subprocess.run(["git", *person, *command], cwd=installed, check=True, capture_output=True)
+    code = "from gali.pipeline.experiment import _package_versions, git_revision as g; print(_package_versions(), g())"
+    done = python(installed, code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("{'gali': '0.1.0', ")
+    assert done.stdout.endswith("} None\n")
+
+
 @pytest.mark.parametrize("missing", ["rich", "tqdm"])
 def test_a_command_without_its_packages_says_which(installed: Path, missing: str) -> None:
     done = python(installed, f"import sys; sys.modules[{missing!r}] = None; {COMMAND}", "--help")
