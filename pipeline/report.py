@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import store
+from pipeline.paper import with_published
 from pipeline.scoring import SCORED_KEYS, Progress, measure, read_predictions
 from pipeline.shapes import check_scored
 from pipeline.tables import columns_of, write_excel, write_markdown
@@ -141,7 +142,7 @@ def write_collection(experiments: Sequence[Experiment], task: Task, out: Path) -
         else:
             _leave_out(path, f"no experiment of {'GALI' if ours else 'another method'}")
     path = out / f"{task.prefix}.md"
-    write_markdown(path, experiments, task, columns)
+    write_markdown(path, with_published(experiments, task, columns), task, columns)
     return [*written, path, *_draw(scored, task, out / f"{task.prefix}.png")]
 
 
