@@ -123,7 +123,7 @@ def collect(folders: Sequence[Path], task: Task, out: Path) -> list[Path]:
 
 def write_collection(experiments: Sequence[Experiment], task: Task, out: Path) -> list[Path]:
     """`collect` for experiments that are read already."""
-    experiments = sorted(experiments, key=_order)
+    experiments = in_order(experiments)
     scored = [experiment for experiment in experiments if experiment.result is not None]
     if not scored:
         names = ", ".join(experiment.name for experiment in experiments[:5])
@@ -174,6 +174,11 @@ def _draw(experiments: Sequence[Experiment], task: Task, path: Path) -> list[Pat
         raise UserError(f"{str(path)!r} cannot be drawn from the {RESULT_FILE} of its experiments ({said})") from error
     _leave_out(path, "nothing to draw")
     return []
+
+
+def in_order(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """As tables have them: by model, window and target, methods in one order everywhere."""
+    return sorted(experiments, key=_order)
 
 
 def _order(experiment: Experiment) -> tuple[Any, ...]:
