@@ -29,6 +29,8 @@ LONGEST_ERROR = 300
 _RECORDED = ("window", "data", "model_revision", "versions", "device", "git_revision", "generation", "processes",
              "started", "resumed")  # fmt: skip
 """Of a run record, besides its configuration."""
+_KIND = [name for name in HEAD if name not in ("experiment", "status")]
+"""What an experiment is, behind its scores: a small screen shows these first."""
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -72,29 +74,30 @@ def _scores(experiments: Sequence[Experiment], task: Task) -> str:
     columns = columns_of(experiments)
     shown = with_published(experiments, task, columns)
     rows = [scores_of(experiment, task, RESULT_FILE, columns) for experiment in shown]
-    names = [*columns, *([AVERAGE] if any(row[AVERAGE] for row in rows) else [])]
+    averaged = [AVERAGE] if any(row[AVERAGE] for row in rows) else []
     differ = len({average.count for row in rows if (average := row[AVERAGE]) is not None}) > 1
     body = []
     for experiment, row in zip(shown, rows, strict=True):
         kind = ' class="paper"' if experiment.status == PUBLISHED else ""
-        head = [_cell(getattr(experiment, name)) for name in HEAD[1:]]
-        cells = "".join([*head, *(_score_cell(row[name], task.digits) for name in columns)])
-        cells += _score_cell(row[AVERAGE], task.digits, of=differ) if AVERAGE in names else ""
-        body.append(f"<tr{kind}>{_row_head(experiment.name)}{cells}</tr>\n")
+        cells = [_row_head(experiment.name), _cell(experiment.status)]
+        cells += [_score_cell(row[name], task.digits, of=differ) for name in averaged]
+        cells += [_score_cell(row[name], task.digits) for name in columns]
+        cells += [_cell(getattr(experiment, name)) for name in _KIND]
+        body.append(f"<tr{kind}>{''.join(cells)}</tr>\n")
     notes = ["In brackets: 95 % confidence intervals. A click on a column's head sorts by it."]
     if any(experiment.status == PUBLISHED for experiment in shown):
-        notes.append(PUBLISHED_NOTE.replace("`", ""))
+        notes.append(PUBLISHED_NOTE.replace("`", "").strip())
     number = len(experiments)
     said = f'<p class="soft">{number} experiment{"s" if number > 1 else ""}. {" ".join(map(_text, notes))}</p>\n'
-    return f"{said}<h2>Scores</h2>\n{_table((*HEAD, *names), body, text_columns=len(HEAD))}"
+    table = _table(("experiment", "status", *averaged, *columns, *_KIND), body)
+    return f"{said}<h2>Scores</h2>\n{table}"
 
 
-def _table(names: Sequence[str], rows: Sequence[str], text_columns: int) -> str:
-    numbers = {"window", "target"}
+def _table(names: Sequence[str], rows: Sequence[str]) -> str:
+    words = {"experiment", "status", "method", "model", "device"}
     heads = "".join(
-        f'<th scope="col"{_number_class(place >= text_columns or name in numbers)}>'
-        f'<button type="button">{_text(name)}</button></th>'
-        for place, name in enumerate(names)
+        f'<th scope="col"{_number_class(name not in words)}><button type="button">{_text(name)}</button></th>'
+        for name in names
     )
     return (
         f'<div class="scroll" tabindex="0"><table>\n<thead><tr>{heads}</tr></thead>\n'
@@ -147,7 +150,7 @@ def _differences(differences: Sequence[Difference], against: str, task: Task) ->
     )
     if left_out:
         said += f" Left out, with fewer than two records in common or no mean over records: {'; '.join(left_out)}."
-    table = _table(("experiment", "records", *names), body, text_columns=1) if body else ""
+    table = _table(("experiment", "records", *names), body) if body else ""
     return f"<h2>Differences to {_text(against)}</h2>\n<p>{_text(said)}</p>\n{table}"
 
 
