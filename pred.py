@@ -87,18 +87,24 @@ def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) 
     from pipeline.distributed import Workers
     from pipeline.experiment import run_experiment
     from pipeline.model_loader import EngineLoader, check_request, check_start, check_tensor_parallel
+    from pipeline.progress import check_tracker
 
     tensor_parallel = check_tensor_parallel(experiments)
     for cfg in experiments:
         check_request(cfg)
+        check_tracker(cfg)
     unfinished = 0
     with Workers(tensor_parallel=tensor_parallel) as workers:
         load_engine = EngineLoader(workers)
-        for cfg in experiments:
+        for number, cfg in enumerate(experiments, start=1):
+            place = f"{number}/{len(experiments)} " if len(experiments) > 1 else ""
+            if place and workers.is_main:
+                logger.info("experiment %d of %d: %s (%s)", number, len(experiments), cfg.exp_name, cfg.task)
             start = check_start(cfg, workers.device())
             outcomes = run_experiment(
                 cfg, arguments.results, workers, load_engine,
                 window=start.window, model_revision=start.revision, overwrite=arguments.overwrite,
+                title=f"{place}{cfg.task}",
             )  # fmt: skip
             failed = sum(outcome.failed for outcome in outcomes.values())
             unfinished += failed + sum(outcome.missing for outcome in outcomes.values())

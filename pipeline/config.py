@@ -47,7 +47,9 @@ _LONG_KEY = re.compile(rf"(?<![\w-])(?:[\w-]+[ \t]*\.[ \t]*){{{MOST_LEVELS}}}")
 
 # Keys that may differ between two runs of one experiment: they choose records, hardware or memory, not predictions.
 # The commit of hub data is compared by what it stands for (`pipeline/experiment.py`).
-RESUMABLE_KEYS = frozenset({"test", "tasks", "limit", "batch_size", "device", "device_map", "tp_plan", "data_revision"})
+RESUMABLE_KEYS = frozenset(
+    {"test", "tasks", "limit", "batch_size", "device", "device_map", "tp_plan", "data_revision", "tracker"}
+)
 
 
 def _known_task(name: str) -> str:
@@ -83,6 +85,7 @@ class ExperimentConfig(BaseModel):
     device_map: str | dict[str, int | str] | None = Field(None, description="auto: a model over several GPUs")
     tp_plan: str | None = Field(None, description="auto: a model in pieces over the processes of torchrun")
     trust_remote_code: Annotated[bool, Field(strict=True)] = Field(False, description="run a model's own Python files")
+    tracker: Literal["trackio", "wandb"] | None = Field(None, description="trackio, wandb: where progress is sent to")
 
     options: SerializeAsAny[Options] = Field(description="the benchmark's own, an instance of its `Options`")
 

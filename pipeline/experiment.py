@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import store
 from pipeline.batches import BatchSize
 from pipeline.config import ExperimentConfig, without_other_tasks
+from pipeline.progress import Observer, Times, Tracker, check_tracker
 from pipeline.runner import Outcome, run_records, select_datasets, select_records
 from tasks import get_task
 from tasks.base import Engine, GenerationTask, Record, Task
@@ -44,13 +45,15 @@ def run_experiment(
     window: int,
     model_revision: str | None = None,
     overwrite: bool = False,
+    title: str = "",
 ) -> dict[str, Outcome]:
     """Predict what is still to do of one experiment. Returns the outcome by data set.
 
     `window` is W, resolved; `load_engine` is called only if there is work. Nothing is written or removed before the
     configuration, the folder and the data are known to be good, and the model is there: a start that fails leaves
-    everything as it was. Raises `UserError` for a user's mistake.
+    everything as it was. title: what stands before the progress bar. Raises `UserError` for a user's mistake.
     """
+    check_tracker(cfg)
     task = get_task(cfg.task)
     folder, cfg, records = read_experiment(cfg, results, overwrite=overwrite)
     if overwrite or not store.has_predictions(folder):
@@ -79,7 +82,16 @@ def run_experiment(
                 store.write_json(folder / store.RUN_FILE, {**record, **note})
             return engine
 
-        return run_records(task, cfg.options, get_engine, folder, records, workers, batch_size_of(cfg))
+        with contextlib.ExitStack() as stack:
+            observers: list[Observer] = []
+            if workers.writes:
+                observers.append(stack.enter_context(Times(folder, workers.rank, workers.processes)))
+            if workers.is_main and cfg.tracker is not None:
+                observers.append(stack.enter_context(Tracker(cfg, cfg.tracker)))
+            return run_records(
+                task, cfg.options, get_engine, folder, records, workers, batch_size_of(cfg),
+                title=title, observers=observers,
+            )  # fmt: skip
 
 
 def _devices(before: str | None, cfg: ExperimentConfig, workers: Workers) -> str:

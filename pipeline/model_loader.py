@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +191,7 @@ class EngineLoader:
         device = self._workers.device()
         check_start(cfg, device)  # what the user can mend is said as it is, and not as a fault of the model's files
         logger.info("loading %s with %s", cfg.model, cfg.method)
+        _leave_out_bars()
         model, tokenizer = _friendly(
             cfg.model,
             lambda: get_model_and_tokenizer(
@@ -205,6 +207,17 @@ class EngineLoader:
             ),
         )
         return ModelEngine(model, tokenizer)
+
+
+def _leave_out_bars() -> None:
+    """Leave transformers' bars out unless details are logged, and downloads' where nobody sees a bar move."""
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    if not logger.isEnabledFor(logging.DEBUG):
+        disable_progress_bar()  # those of downloads too
+        if sys.stderr.isatty():
+            enable_progress_bars()
 
 
 @contextlib.contextmanager
