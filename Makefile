@@ -36,7 +36,7 @@ test-transformers-%: .versions/%/ready
 lint: .venv/ready
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
-	$(VENV)/mypy models tasks pipeline tools benchmarks analysis pred.py eval.py collect_results.py
+	$(VENV)/mypy models tasks pipeline tools benchmarks analysis gali setup.py pred.py eval.py collect_results.py
 
 notebook: .venv/ready
 	$(VENV)/python tools/run_notebook.py
