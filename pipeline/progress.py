@@ -86,10 +86,7 @@ class Times:
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> Times:
-        """Open the file; a new one gets its head."""
-        self._file = open_to_write(self._path, os.O_APPEND)
-        if self._path.stat().st_size == 0:
-            self._write(COLUMNS)
+        """The file is opened at the first record: another process may yet have to make the folder."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,12 +101,15 @@ class Times:
         self._write((dataset, line["id"], prompt, new, f"{seconds:.3f}", int("error" in line)))
 
     def _write(self, cells: tuple[Any, ...]) -> None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(cells)
-        if self._file is not None:
-            with naming(self._path):
-                self._file.write(encoded(text.getvalue()))
-                self._file.flush()
+        with naming(self._path):
+            rows = [cells]
+            if self._file is None:
+                self._file = open_to_write(self._path, os.O_APPEND)
+                rows = [cells] if self._path.stat().st_size else [COLUMNS, cells]
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows(rows)
+            self._file.write(encoded(text.getvalue()))
+            self._file.flush()
 
 
 def check_tracker(cfg: ExperimentConfig) -> None:

@@ -76,6 +76,15 @@ def test_times_have_a_line_for_each_try_and_processes_have_files_of_their_own(tm
     assert (tmp_path / "times-2.csv").exists()
 
 
+def test_times_wait_for_the_folder_and_a_run_without_work_writes_none(tmp_path: Path) -> None:
+    folder = tmp_path / "made later"
+    with Times(folder, 1, 2) as times:
+        folder.mkdir()
+        assert list(folder.iterdir()) == []
+        times("trec", line("a"), 1.0)
+    assert (folder / "times-1.csv").read_text().count("\n") == 2
+
+
 @pytest.mark.parametrize("package", ["trackio", "wandb"])
 def test_a_tracker_gets_the_configuration_and_progress(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     calls: list[tuple[str, dict[str, Any]]] = []
