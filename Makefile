@@ -56,7 +56,8 @@ docs: .docs/ready
 lint: .venv/ready
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
-	$(VENV)/mypy models tasks pipeline tools benchmarks analysis comparison pred.py eval.py collect_results.py compare.py
+	$(VENV)/mypy models tasks pipeline tools benchmarks analysis comparison gali setup.py \
+		pred.py eval.py collect_results.py compare.py
 
 notebook: .venv/ready
 	$(VENV)/python tools/run_notebook.py

@@ -95,7 +95,10 @@ def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) 
     unfinished = 0
     with Workers(tensor_parallel=tensor_parallel) as workers:
         load_engine = EngineLoader(workers)
-        for cfg in experiments:
+        for number, cfg in enumerate(experiments, start=1):
+            place = f"{number}/{len(experiments)} " if len(experiments) > 1 else ""
+            if place and workers.is_main:
+                logger.info("experiment %d of %d: %s (%s)", number, len(experiments), cfg.exp_name, cfg.task)
             with said_of(source_of(cfg, experiments, arguments.cfg)):
                 cfg = with_model_revision(cfg, results, overwrite=arguments.overwrite)
                 cfg, automatic = settle(cfg, results, workers, overwrite=arguments.overwrite)
@@ -103,7 +106,7 @@ def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) 
                 outcomes = run_experiment(
                     cfg, results, workers, load_engine,
                     window=start.window, model_revision=start.revision, automatic=automatic,
-                    overwrite=arguments.overwrite,
+                    overwrite=arguments.overwrite, title=f"{place}{cfg.task}",
                 )  # fmt: skip
             failed = sum(outcome.failed for outcome in outcomes.values())
             unfinished += failed + sum(outcome.missing for outcome in outcomes.values())

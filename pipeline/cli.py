@@ -15,6 +15,7 @@ import signal
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -81,6 +82,8 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if "--verbose" in sys.argv:
         logging.getLogger().setLevel(logging.DEBUG)
+    else:
+        _leave_out_notices()
     with signals.watched() as watch:
         try:
             with logging_redirect_tqdm():
@@ -94,6 +97,24 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
             else:
                 code = _code_of(error)
     sys.exit(code)
+
+
+NOTICE = "`past_key_values`/`cache_params` are deprecated"
+"""What transformers 5.24 tells programmers, itself among them."""
+
+
+def _leave_out_notices() -> None:
+    """Without `--verbose`, leave out libraries' notices that mean nothing to who runs a script.
+
+    They are named one by one: any other warning may be about a result.
+    """
+    logging.getLogger("transformers.utils.generic").addFilter(_is_no_notice)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _is_no_notice(record: logging.LogRecord) -> bool:
+    return NOTICE not in record.getMessage()
 
 
 def _code_of(error: BaseException) -> int:

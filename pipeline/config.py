@@ -59,6 +59,7 @@ RESUMABLE_KEYS = frozenset(
         "data_revision",
         "model_revision",
         "share_prefixes",
+        "tracker",
     }
 )
 
@@ -103,6 +104,7 @@ class ExperimentConfig(BaseModel):
     device_map: str | dict[str, int | str] | None = Field(None, description="auto: a model over several GPUs")
     tp_plan: str | None = Field(None, description="auto: a model in pieces over the processes of torchrun")
     trust_remote_code: Annotated[bool, Field(strict=True)] = Field(False, description="run a model's own Python files")
+    tracker: Literal["trackio", "wandb"] | None = Field(None, description="trackio, wandb: where progress is sent to")
 
     options: SerializeAsAny[Options] = Field(description="the benchmark's own, an instance of its `Options`")
 

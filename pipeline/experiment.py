@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import store
 from pipeline.batches import BatchSize
 from pipeline.config import ExperimentConfig, without_other_tasks
+from pipeline.progress import Observer, Times, Tracker, check_tracker
 from pipeline.runner import Outcome, run_records, select_datasets, select_records
 from tasks import get_task
 from tasks.base import Engine, GenerationTask, Record, Task
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VERSIONED_PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate")
+INSTALLED = __name__.startswith("gali.")
+"""Whether this is the installed package, and no checkout."""
+VERSIONED_PACKAGES = (*(["gali"] if INSTALLED else []), "torch", "transformers", "tokenizers", "datasets", "accelerate")
 
 MOST_DIFFERENCES = 8
 
@@ -43,14 +46,16 @@ def run_experiment(
     model_revision: str | None = None,
     automatic: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    title: str = "",
 ) -> dict[str, Outcome]:
     """Predict what is still to do of one experiment. Returns the outcome by data set.
 
     `window` is W, resolved; `automatic` is for the run record, see `pipeline.automatic`; `load_engine` is called only
     if there is work. Nothing is written or removed before the configuration, the folder and the data are known to be
-    good, and the model is there: a start that fails leaves everything as it was. Raises `UserError` for a user's
-    mistake.
+    good, and the model is there: a start that fails leaves everything as it was. title: what stands before the
+    progress bar. Raises `UserError` for a user's mistake.
     """
+    check_tracker(cfg)
     task = get_task(cfg.task)
     folder, cfg, records = read_experiment(cfg, results, overwrite=overwrite)
     if not overwrite:
@@ -82,7 +87,16 @@ def run_experiment(
                 store.write_json(folder / store.RUN_FILE, {**record, **note})
             return engine
 
-        return run_records(task, cfg.options, get_engine, folder, records, workers, batch_size_of(cfg))
+        with contextlib.ExitStack() as stack:
+            observers: list[Observer] = []
+            if workers.writes:
+                observers.append(stack.enter_context(Times(folder, workers.rank, workers.processes)))
+            if workers.is_main and cfg.tracker is not None:
+                observers.append(stack.enter_context(Tracker(cfg, cfg.tracker)))
+            return run_records(
+                task, cfg.options, get_engine, folder, records, workers, batch_size_of(cfg),
+                title=title, observers=observers,
+            )  # fmt: skip
 
 
 def _devices(before: str | None, cfg: ExperimentConfig, workers: Workers) -> str:
@@ -287,7 +301,12 @@ def _package_versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The commit of this checkout, with "-dirty" behind it if tracked files are changed; None outside git."""
+    """The commit of this checkout, with "-dirty" behind it if tracked files are changed; None outside git.
+
+    None also where this is installed: an environment may lie in somebody's repository, whose commit says nothing.
+    """
+    if INSTALLED:
+        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(

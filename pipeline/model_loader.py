@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from models import hub
 from pipeline.config import ExperimentConfig, source_of
 from pipeline.distributed import Workers
+from pipeline.progress import check_tracker
 from tasks.errors import UserError, said_of
 
 if TYPE_CHECKING:
@@ -124,6 +126,7 @@ def measured_window(cfg: ExperimentConfig, device: str | None, window: int) -> d
             {},
             window,
             trust_remote_code=cfg.trust_remote_code,
+            revision=cfg.model_revision,
             **_options(cfg, device),
         )
         return calibrate(uninstall(model), tokenizer, window).model_dump(mode="json")
@@ -151,12 +154,13 @@ def check_method(cfg: ExperimentConfig, window: int | None) -> None:
 
 
 def check_requests(experiments: Sequence[ExperimentConfig], path: Path) -> bool:
-    """`check_tensor_parallel` and `check_request` of all experiments of a file, which errors name."""
+    """`check_tensor_parallel`, `check_request` and `check_tracker` of all experiments of a file, which errors name."""
     with said_of(str(path)):
         tensor_parallel = check_tensor_parallel(experiments)
     for cfg in experiments:
         with said_of(source_of(cfg, experiments, path)):
             check_request(cfg)
+            check_tracker(cfg)
     return tensor_parallel
 
 
@@ -242,6 +246,7 @@ class EngineLoader:
         device = self._workers.device()
         check_start(cfg, device)  # what the user can mend is said as it is, and not as a fault of the model's files
         logger.info("loading %s with %s", cfg.model, cfg.method)
+        _leave_out_bars()
         model, tokenizer = _friendly(
             cfg.model,
             lambda: get_model_and_tokenizer(
@@ -262,6 +267,17 @@ class EngineLoader:
 
 class UnreachableModelError(UserError):
     """A model of the hub, where the hub does not answer and the cache does not have the model."""
+
+
+def _leave_out_bars() -> None:
+    """Leave transformers' bars out unless details are logged, and downloads' where nobody sees a bar move."""
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    if not logger.isEnabledFor(logging.DEBUG):
+        disable_progress_bar()  # those of downloads too
+        if sys.stderr.isatty():
+            enable_progress_bars()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import store
+from pipeline.paper import with_published
 from pipeline.scoring import SCORED_KEYS, Progress, measure, read_predictions
 from pipeline.shapes import check_scored
 from pipeline.tables import columns_of, write_excel, write_markdown
@@ -122,7 +123,7 @@ def collect(folders: Sequence[Path], task: Task, out: Path) -> list[Path]:
 
 def write_collection(experiments: Sequence[Experiment], task: Task, out: Path) -> list[Path]:
     """`collect` for experiments that are read already."""
-    experiments = sorted(experiments, key=_order)
+    experiments = in_order(experiments)
     scored = [experiment for experiment in experiments if experiment.result is not None]
     if not scored:
         names = ", ".join(experiment.name for experiment in experiments[:5])
@@ -141,7 +142,7 @@ def write_collection(experiments: Sequence[Experiment], task: Task, out: Path) -
         else:
             _leave_out(path, f"no experiment of {'GALI' if ours else 'another method'}")
     path = out / f"{task.prefix}.md"
-    write_markdown(path, experiments, task, columns)
+    write_markdown(path, with_published(experiments, task, columns), task, columns)
     return [*written, path, *_draw(scored, task, out / f"{task.prefix}.png")]
 
 
@@ -173,6 +174,11 @@ def _draw(experiments: Sequence[Experiment], task: Task, path: Path) -> list[Pat
         raise UserError(f"{str(path)!r} cannot be drawn from the {RESULT_FILE} of its experiments ({said})") from error
     _leave_out(path, "nothing to draw")
     return []
+
+
+def in_order(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """As tables have them: by model, window and target, methods in one order everywhere."""
+    return sorted(experiments, key=_order)
 
 
 def _order(experiment: Experiment) -> tuple[Any, ...]:

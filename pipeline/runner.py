@@ -7,17 +7,17 @@ that fails is written down with its error and the run goes on; a rerun tries onl
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from pipeline import store
 from pipeline.batches import Batches, BatchSize, predict
 from pipeline.config import ExperimentConfig
-from tasks.base import Engine, GenerationTask, Line, Record, Task
+from pipeline.progress import Observer, Progress
+from tasks.base import Engine, GenerationTask, Record, Task
 from tasks.errors import UserError
 from tasks.options import Options
 
@@ -63,11 +63,15 @@ def run_records(
     records: Mapping[str, list[Record]],
     workers: Workers,
     batch_size: BatchSize = 1,
+    *,
+    title: str = "",
+    observers: Sequence[Observer] = (),
 ) -> dict[str, Outcome]:
     """Predict every record that has no prediction yet, and bring the prediction files into order.
 
     `get_engine` loads the model; it is called at most once, and only where this process has work. batch_size: of
-    records that are generated together, see `pipeline.batches`; benchmarks of another kind go one by one.
+    records that are generated together, see `pipeline.batches`; benchmarks of another kind go one by one. title: what
+    stands before the bar. observers: are told of each record that this process has predicted.
     """
     if workers.is_main:
         for dataset, wanted in records.items():
@@ -81,8 +85,9 @@ def run_records(
     total = sum(len(wanted) for wanted in todo.values())
     engine = get_engine() if total else None
     batches = Batches(task, engine, batch_size) if engine is not None and isinstance(task, GenerationTask) else None
-    with tqdm(total=total, desc=task.name, unit="record", disable=not workers.is_main) as bar:
-        progress = _Progress(bar)
+    before = time.monotonic()
+    with Progress(total, title or task.name, show=workers.is_main) as progress:
+        told: list[Observer] = [progress, *observers]
         for dataset, wanted in todo.items():
             if engine is None or not wanted:
                 continue
@@ -94,7 +99,10 @@ def run_records(
             with store.Appender(path if workers.writes else None) as appender:
                 for line in predict(task, engine, options, dataset, wanted, batches):
                     appender.write(line)
-                    progress.add(dataset, line)
+                    now = time.monotonic()
+                    for observe in told:
+                        observe(dataset, line, now - before)
+                    before = now
     workers.barrier()
     if workers.is_main:
         for dataset, wanted in records.items():
@@ -126,17 +134,3 @@ def count(folder: Path, dataset: str, wanted: list[Record]) -> Outcome:
     found = [lines[record["id"]] for record in wanted if record["id"] in lines]
     failed = sum(store.is_failed(line) for line in found)
     return Outcome(len(wanted), failed, len(wanted) - len(found))
-
-
-class _Progress:
-    """The progress bar with tokens per second (prompt and continuation) since the run began."""
-
-    def __init__(self, bar: tqdm) -> None:
-        self._bar = bar
-        self._tokens = 0
-
-    def add(self, dataset: str, line: Line) -> None:
-        self._tokens += int(line.get("final_len", 0))
-        elapsed = self._bar.format_dict["elapsed"]
-        self._bar.set_postfix_str(f"{dataset}, {self._tokens / max(elapsed, 1e-6):,.0f} tokens/s", refresh=False)
-        self._bar.update()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline import store
+from pipeline.paired import Difference
 from pipeline.scoring import Progress
 from pipeline.text import plain_table, printable
 from tasks.base import Task
@@ -59,6 +60,18 @@ def score_table(task: Task, scores: Mapping[str, Score], progress: Progress) -> 
     if average is not None:
         table.add_section()
         table.add_row(AVERAGE, *_cells(average, task.digits)[:2])
+    return table
+
+
+def differences_table(differences: Sequence[Difference], task: Task) -> Table:
+    """A row for each score of each experiment, with the interval of its difference to the baseline."""
+    table = plain_table("experiment", "score of", "difference", "95 % interval", "records")
+    for found in differences:
+        rows = dict(found.by_column) | ({AVERAGE: found.average} if found.average is not None else {})
+        for place, (name, score) in enumerate(rows.items()):
+            cells = _cells(score, task.digits)
+            first = escape(printable(found.experiment)) if place == 0 else ""
+            table.add_row(first, escape(printable(name)), *cells[:2], cells[2] if name != AVERAGE else "")
     return table
 
 

@@ -318,8 +318,8 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def clear(folder: Path) -> None:
-    """Remove an experiment's own files (run record, predictions, parts, results), and nothing else."""
-    for pattern in (RUN_FILE, "*.jsonl", ".part-*.jsonl", "result*.json", ".*.tmp"):
+    """Remove an experiment's own files (run record, predictions, parts, results, times), and nothing else."""
+    for pattern in (RUN_FILE, "*.jsonl", ".part-*.jsonl", "result*.json", "times.csv", "times-*.csv", ".*.tmp"):
         for path in folder.glob(pattern):
             path.unlink()
 

@@ -15,6 +15,7 @@ from openpyxl.utils import get_column_letter
 from openpyxl.worksheet.worksheet import Worksheet
 
 from pipeline import store
+from pipeline.paper import PUBLISHED, SOURCE
 from pipeline.text import markdown_cell, printable
 from tasks.base import Task
 from tasks.results import RESULT_FILE, Experiment, Score
@@ -26,6 +27,10 @@ AVERAGED = "averaged"
 WIDEST = 60
 """Characters of a column, however long its texts are."""
 WHOLE = "#,##0"
+PUBLISHED_NOTE = (
+    f"Rows called `paper` have what GALI's paper ({SOURCE}) reports for the same model, window, target and method, in "
+    "its table of that number; parameters may differ.\n"
+)
 
 
 def columns_of(experiments: Iterable[Experiment]) -> list[str]:
@@ -149,7 +154,8 @@ def write_markdown(path: Path, experiments: Sequence[Experiment], task: Task, co
             cells[-1][AVERAGE] += f" (of {average.count})"
     table = pd.DataFrame(cells).to_markdown(index=False, disable_numparse=True)
     scores = [score for row in rows for score in row.values() if score]
-    store.write_text(path, f"# {task.label}\n\n{table}\n{''.join(_notes(scores))}")
+    notes = [*_notes(scores), *(["\n" + PUBLISHED_NOTE] if any(e.status == PUBLISHED for e in experiments) else [])]
+    store.write_text(path, f"# {task.label}\n\n{table}\n{''.join(notes)}")
 
 
 def _notes(scores: Sequence[Score]) -> Iterator[str]:

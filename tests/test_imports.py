@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("models", "tasks", "pipeline", "analysis", "benchmarks", "tools")
+PACKAGES = ("models", "tasks", "pipeline", "analysis", "benchmarks", "tools", "gali")
 SCRIPTS = ("pred", "eval", "collect_results")
 # Packages that a package must not import, with all below them.
 FORBIDDEN = {
