@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from comparison import storage
 from comparison.frontier import Point
-from tests.comparison.made import comparison, measured
+from comparison.results import load
+from pipeline.files import write_json
+from tasks.errors import UserError
+from tests.comparison.made import comparison, item, measured
 
 
 def test_retrieval_is_the_mean_of_the_groups(tmp_path: Path) -> None:
@@ -58,3 +62,15 @@ def test_differences_are_of_the_items_that_both_have(tmp_path: Path) -> None:
     assert retrieval.mean == pytest.approx((-0.5 + 0.0 + 0.5) / 3)
     assert retrieval.low is not None
     assert math.isfinite(retrieval.low)
+
+
+def test_lines_of_another_program_are_named(tmp_path: Path) -> None:
+    one = measured("dpi", [2.0], [1], [1], [1])
+    storage.write_settings(tmp_path, [one.setting])
+    storage.write_items(tmp_path, [item("loss", 0)])
+    write_json(tmp_path / storage.REQUEST_FILE, {})
+    (tmp_path / "scores.jsonl").write_text('{"id": "a", "pred": "b"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"scores.jsonl' line 1 has no 'setting'; compare.py did not write it"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="holds no comparison"):
+        load(tmp_path / "none")
