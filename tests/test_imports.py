@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("models", "tasks", "pipeline", "analysis", "benchmarks", "tools", "gali")
-SCRIPTS = ("pred", "eval", "collect_results")
+PACKAGES = ("models", "tasks", "pipeline", "comparison", "analysis", "benchmarks", "tools", "gali")
+SCRIPTS = ("pred", "eval", "collect_results", "compare")
 # Packages that a package must not import, with all below them.
 FORBIDDEN = {
-    "models": ("tasks", "pipeline", "analysis", "benchmarks", "tools"),
-    "tasks": ("pipeline", "analysis", "benchmarks", "tools"),
-    "pipeline": ("analysis", "benchmarks", "tools"),
+    "models": ("tasks", "pipeline", "comparison", "analysis", "benchmarks", "tools"),
+    "tasks": ("pipeline", "comparison", "analysis", "benchmarks", "tools"),
+    "pipeline": ("comparison", "analysis", "benchmarks", "tools"),
+    "comparison": ("analysis", "benchmarks", "tools"),
 }
 # Modules that import transformers where they run, besides all of `models.DPI.patches`.
 KNOW_TRANSFORMERS = {
@@ -145,13 +146,14 @@ def test_importing_styles_and_labels_leaves_the_backend() -> None:
 @pytest.mark.parametrize(
     ("imports", "absent"),
     [
-        ("import pred, eval, collect_results", ["torch", "matplotlib", "transformers", "datasets"]),
+        ("import pred, eval, collect_results, compare", ["torch", "matplotlib", "transformers", "datasets"]),
         (
             "import tasks; [tasks.get_task(name) for name in tasks.task_names()]",
             ["torch", "matplotlib", "transformers", "datasets"],
         ),
         (
-            "import pred, eval, collect_results; pred.details(), eval.details(), collect_results.details()",
+            "import pred, eval, collect_results, compare;"
+            "pred.details(), eval.details(), collect_results.details(), compare.details()",
             ["torch", "matplotlib", "transformers", "datasets"],
         ),
     ],
