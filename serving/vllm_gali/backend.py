@@ -85,7 +85,9 @@ class Builder(AttentionMetadataBuilder[Metadata]):  # type: ignore[misc]
         """Metadata of a step. Raises ValueError where queries are to see keys after them."""
         step = common_attn_metadata
         if step.causal is not True:
-            raise ValueError("gali: a step whose attention is not causal; methods are for models that attend to the past")
+            raise ValueError(
+                "gali: a step whose attention is not causal; methods are for models that attend to the past"
+            )
         starts = step.query_start_loc_cpu.tolist()
         lengths = step.seq_lens.tolist()[: step.num_reqs]
         segments = [
@@ -122,7 +124,9 @@ class Impl(AttentionImpl[Metadata]):  # type: ignore[misc]
         }
         for name, value in unknown.items():
             if value is not None:
-                raise ValueError(f"gali: a layer of the model attends with {name} = {value!r}, which this plug-in does not")
+                raise ValueError(
+                    f"gali: a layer of the model attends with {name} = {value!r}, which this plug-in does not"
+                )
         if attn_type != AttentionType.DECODER:
             raise ValueError(f"gali: a layer of the model attends as {attn_type!r}; methods are for decoders")
         if kv_cache_dtype not in GaliBackend.supported_kv_cache_dtypes:

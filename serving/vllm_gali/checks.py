@@ -1,4 +1,4 @@
-"""What an engine with GALI refuses when it starts, each by its name: whatever would turn keys, or give other numbers."""
+"""What an engine with GALI refuses when it starts, each by its name: what would turn keys, or give other numbers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -39,9 +39,8 @@ def check_method(settings: Settings, window: int | None = None, max_model_len: i
     if not method.is_causal():
         remedy = "set chunk_coe = 1" if settings.method == "dpi" else "take one that is, such as dpi with chunk_coe = 1"
         raise ValueError(
-            f"gali: method {settings.method!r} with params {settings.params} is no causal function of a token's prefix, "
-            "so prefix caching, chunked prefill and preemption would change what it says; "
-            f"{remedy}"
+            f"gali: method {settings.method!r} with params {settings.params} is no causal function of a token's "
+            f"prefix, so prefix caching, chunked prefill and preemption would change what it says; {remedy}"
         )
     if method.noise(0) is not None:
         raise ValueError(
@@ -73,7 +72,7 @@ def _model(config: VllmConfig) -> Iterator[str]:
     if kinds or sliding is not None:
         yield (
             f"the model attends within a sliding window (layer_types {', '.join(kinds) or 'none'}, sliding_window = "
-            f"{sliding}); set it off by hf_overrides = {{'sliding_window': None}} if the model was trained to do without"
+            f"{sliding}); set it off by hf_overrides = {{'sliding_window': None}} if the model was trained without"
         )
     yield from _rotary(text)
     if getattr(text, "llama_4_scaling", None) is not None:
@@ -117,8 +116,8 @@ def _engine(config: VllmConfig) -> Iterator[str]:
         yield "speculative decoding is on (speculative_config)"
     if config.kv_transfer_config is not None or cache.kv_offloading_size is not None:
         yield (
-            "keys would leave the engine (kv_transfer_config or kv_offloading_size), and another engine would read them "
-            "as rotated ones"
+            "keys would leave the engine (kv_transfer_config or kv_offloading_size), and another engine would read "
+            "them as rotated ones"
         )
     parallel = config.parallel_config
     for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):

@@ -92,8 +92,8 @@ def _overridden(overrides: Callable[[Any], Any], length: int, config: Any) -> An
 
 def _prepare(config: VllmConfig, settings: Settings) -> None:
     """Mark the rotary parameters, choose the backend, and switch off what rotates keys as they are written."""
-    # vLLM keeps rotary modules, and the backends it chose, by what it was asked for: engines with and without GALI in one
-    # process must ask for different ones.
+    # vLLM keeps rotary modules, and the backends it chose, by what it was asked for: engines with and without GALI in
+    # one process must ask for different ones.
     config.model_config.hf_text_config.rope_parameters[KEY] = settings.mark()
     config.attention_config.backend = AttentionBackendEnum.CUSTOM
     passes = config.compilation_config.pass_config

@@ -1,7 +1,7 @@
 """The rotary module of an engine with GALI: it turns nothing. In every other engine it is vLLM's own.
 
-vLLM takes this class wherever a model asks for a plain RotaryEmbedding, in all engines of the process, so it looks at the
-engine that is being built. `get_rope` keeps modules by their parameters: the mark in rope_parameters, which
+vLLM takes this class wherever a model asks for a plain RotaryEmbedding, in all engines of the process, so it looks at
+the engine that is being built. `get_rope` keeps modules by their parameters: the mark in rope_parameters, which
 `configuring` puts there, keeps those of engines with and without GALI apart.
 """
 

@@ -27,7 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     absent = [name for name in ("vllm", "vllm_gali") if importlib.util.find_spec(name) is None]
     for item in items:
         if HERE in item.path.parents and "vllm" in item.keywords and absent:
-            item.add_marker(pytest.mark.skip(reason=f"{' and '.join(absent)} cannot be imported; make test-vllm has them"))
+            item.add_marker(
+                pytest.mark.skip(reason=f"{' and '.join(absent)} cannot be imported; make test-vllm has them")
+            )
 
 
 @pytest.fixture(scope="session")

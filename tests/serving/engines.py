@@ -38,14 +38,19 @@ class Engine:
         }
         self.llm = LLM(**chosen)
 
-    def outputs(self, prompts: Sequence[Sequence[int]], tokens: int = NEW_TOKENS, **options: Any) -> list[Any]:
-        """vLLM's outputs, all prompts in one batch."""
+    def outputs(
+        self, prompts: Sequence[Sequence[int]], tokens: int | Sequence[int] = NEW_TOKENS, **options: Any
+    ) -> list[Any]:
+        """vLLM's outputs, all prompts in one batch. tokens: new ones, of all prompts or of each."""
         from vllm import SamplingParams
 
-        sampling = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, **options)
+        counts = [tokens] * len(prompts) if isinstance(tokens, int) else tokens
+        sampling = [SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True, **options) for n in counts]
         return self.llm.generate([{"prompt_token_ids": list(p)} for p in prompts], sampling, use_tqdm=False)
 
-    def continuations(self, prompts: Sequence[Sequence[int]], tokens: int = NEW_TOKENS) -> list[list[int]]:
+    def continuations(
+        self, prompts: Sequence[Sequence[int]], tokens: int | Sequence[int] = NEW_TOKENS
+    ) -> list[list[int]]:
         """The new tokens of each prompt, all prompts in one batch."""
         return [list(output.outputs[0].token_ids) for output in self.outputs(prompts, tokens)]
 

@@ -55,10 +55,13 @@ def test_a_cached_beginning_serves_longer_prompts(gali: Engine, reference: Refer
 
 
 def test_preemption_forced_by_a_small_cache(
-    make_engine: Callable[..., Engine], prompts: list[list[int]], expected: list[list[int]]
+    make_engine: Callable[..., Engine], reference: Reference, prompts: list[list[int]], expected: list[list[int]]
 ) -> None:
-    engine = make_engine(GALI, num_gpu_blocks_override=300)
-    assert engine.continuations(prompts) == expected
+    """The shorter prompts are admitted together, and what they grow by does not fit."""
+    short = [prompt for prompt in prompts if len(prompt) <= 1201]
+    wanted = reference.continuations(GALI, short, tokens=80) + expected[len(short) :]
+    engine = make_engine(GALI, num_gpu_blocks_override=256)
+    assert engine.continuations(prompts, [len(tokens) for tokens in wanted]) == wanted
     assert engine.counted("vllm:num_preemptions") > 0
     engine.close()
 
@@ -114,4 +117,12 @@ def test_other_causal_methods(
     again = engine.outputs(chosen)
     assert [list(output.outputs[0].token_ids) for output in again] == expected
     assert all(output.num_cached_tokens > 0 for output in again)
+    engine.close()
+
+
+def test_compiled(make_engine: Callable[..., Engine], prompts: list[list[int]], expected: list[list[int]]) -> None:
+    """torch.compile traces a model whose rotation is gone."""
+    chosen = [number for number, prompt in enumerate(prompts) if len(prompt) in (300, 777, 1500)]
+    engine = make_engine(GALI, enforce_eager=False, kv_cache_memory_bytes=128 << 20)
+    assert engine.continuations([prompts[n] for n in chosen]) == [expected[n] for n in chosen]
     engine.close()
