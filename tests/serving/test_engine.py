@@ -11,7 +11,7 @@ from tests.serving.engines import GALI, STOCK, WINDOW, Engine, Reference
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 METHODS: list[dict[str, Any]] = [
-    {"method": "repro_se", "params": {"group_size": 16, "window_size": 256}},
+    {"method": "repro_se", "params": {"group_size": 31, "window_size": 256}},
     {"method": "repro_yarn", "params": {"factor": 16.0}},
     {"method": "repro_ntk", "params": {"factor": 16.0}},
     {"method": "rerope", "params": {"window_size": 256}},  # scales queries by their position
@@ -59,7 +59,7 @@ def test_preemption_forced_by_a_small_cache(
 ) -> None:
     """The shorter prompts are admitted together, and what they grow by does not fit."""
     short = [prompt for prompt in prompts if len(prompt) <= 1201]
-    wanted = reference.continuations(GALI, short, tokens=80) + expected[len(short) :]
+    wanted = reference.continuations(GALI, short, tokens=48) + expected[len(short) :]
     engine = make_engine(GALI, num_gpu_blocks_override=256)
     assert engine.continuations(prompts, [len(tokens) for tokens in wanted]) == wanted
     assert engine.counted("vllm:num_preemptions") > 0
@@ -110,7 +110,7 @@ def test_a_stock_engine_beside_it_stays_stock(
 def test_other_causal_methods(
     make_engine: Callable[..., Engine], reference: Reference, prompts: list[list[int]], settings: dict[str, Any]
 ) -> None:
-    chosen = [prompt for prompt in prompts if len(prompt) in (300, 777, 2501)]
+    chosen = [prompt for prompt in prompts if len(prompt) in (300, 777, 1500)]
     expected = reference.continuations(settings, chosen)
     engine = make_engine(settings, kv_cache_memory_bytes=128 << 20)
     assert engine.continuations(chosen) == expected
