@@ -7,9 +7,15 @@ An engine without `gali` in its additional_config is a stock engine, in the same
 
 
 def register() -> None:
-    """The entry point of vLLM's general plug-ins: called in every process, maybe more than once."""
-    from vllm_gali import backend, configuring, rotary
+    """The entry point of vLLM's general plug-ins: called in every process, maybe more than once.
+
+    GALI itself is imported by engines that ask for it alone: stock ones do not need it.
+    """
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    from vllm_gali import configuring, rotary
 
     rotary.register()
-    backend.register()
+    register_backend(AttentionBackendEnum.CUSTOM, "vllm_gali.backend.GaliBackend")
+    register_backend(AttentionBackendEnum.CPU_ATTN, "vllm_gali.cpu.Backend")  # a CPU takes it whatever was asked for
     configuring.register()

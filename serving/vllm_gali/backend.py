@@ -15,7 +15,6 @@ from vllm.v1.attention.backend import (
     CommonAttentionMetadata,
     MultipleOf,
 )
-from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.kv_cache_interface import KVCacheLayout
 
 from vllm_gali import paged, rotary
@@ -168,9 +167,3 @@ class Impl(AttentionImpl[Metadata]):  # type: ignore[misc]
             return output.zero_()
         paged.IMPLEMENTATIONS[query.device.type](query, kv_cache, attn_metadata.batch, self.scale, output)
         return output
-
-
-def register() -> None:
-    """Enter the backend as CUSTOM, and as what a CPU takes whatever was asked for."""
-    register_backend(AttentionBackendEnum.CUSTOM, "vllm_gali.backend.GaliBackend")
-    register_backend(AttentionBackendEnum.CPU_ATTN, "vllm_gali.cpu.Backend")

@@ -18,7 +18,7 @@ VLLM = "0.32"
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """vLLM's implementations in which every layer rotates whole heads by `get_rope`, and attends right after."""
 
-_CACHE_TYPES = ("auto", "float16", "bfloat16", "float32")
+_CACHE_TYPES = ("auto", "float16", "bfloat16")
 
 
 def check_version() -> None:

@@ -13,7 +13,6 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.logger import init_logger
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-from vllm_gali import checks
 from vllm_gali.settings import KEY, Settings, engine_of, read_settings
 
 logger = init_logger("vllm.gali")
@@ -48,6 +47,8 @@ def register() -> None:
 
 def _create(args: EngineArgs, settings: Settings, create: Callable[[], VllmConfig]) -> VllmConfig:
     """The configuration of an engine with these settings. Raises ValueError for what cannot be."""
+    from vllm_gali import checks
+
     checks.check_version()
     checks.check_method(settings)  # what can be found before anything is fetched
     given = args.hf_overrides

@@ -1,15 +1,17 @@
 """What `additional_config = {"gali": {...}}` says, and what an engine makes of it."""
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vllm.config import VllmConfig, get_current_vllm_config_or_none
 
-from vllm_gali.gali import Method, Rope, build_method, complaints, frequencies_of
+if TYPE_CHECKING:
+    from vllm_gali.gali import Method, Rope
 
 KEY = "gali"
 """Of `additional_config`, and of the mark in the model's rope_parameters."""
@@ -37,13 +39,18 @@ class Settings(BaseModel):
 class Engine:
     """What an engine's attention needs to know: the method, and the model's rotary scheme with its window."""
 
-    method: Method
-    rope: Rope
+    method: "Method"
+    rope: "Rope"
 
 
 def read_settings(additional_config: Any) -> Settings | None:
     """The settings in an `additional_config`, or None. Raises ValueError, one line, for what they cannot be."""
-    if not isinstance(additional_config, Mapping) or KEY not in additional_config:
+    if not isinstance(additional_config, Mapping):
+        return None
+    for key in additional_config:  # a misspelt one would leave the engine stock
+        if key != KEY and difflib.get_close_matches(str(key).lower(), [KEY], cutoff=0.75):
+            raise ValueError(f"additional_config: unknown key {key!r}; did you mean {KEY!r}?")
+    if KEY not in additional_config:
         return None
     table = additional_config[KEY]
     if not isinstance(table, Mapping):
@@ -51,6 +58,8 @@ def read_settings(additional_config: Any) -> Settings | None:
     try:
         return Settings(**table)
     except ValidationError as error:
+        from vllm_gali.gali import complaints
+
         said = "; ".join(complaints(error, Settings.model_fields))
         raise ValueError(f"additional_config: {KEY}: {said} (known: {', '.join(Settings.model_fields)})") from None
     except TypeError:
@@ -81,6 +90,8 @@ def engine_of(config: VllmConfig) -> Engine:
 @lru_cache(maxsize=8)
 def _engine(mark: str, window: int, head_dim: int, theta: float) -> Engine:
     """One for all layers of an engine, so that they share their tables."""
+    from vllm_gali.gali import Rope, build_method, frequencies_of
+
     settings = Settings.model_validate_json(mark)
     method = build_method(settings.method, settings.params, window)
     return Engine(method, Rope(frequencies_of(theta, head_dim), window, theta))

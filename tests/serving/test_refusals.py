@@ -1,6 +1,9 @@
 """What an engine with GALI refuses when it starts, by name and in one line, before anything is loaded."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +135,14 @@ def test_models(configure: Configure, tmp_path: Path, changes: dict[str, Any], s
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("key", ["GALI", "galli", "gal"])
+def test_a_misspelt_key(configure: Configure, key: str) -> None:
+    """Stock engines have keys of other plug-ins; one that is nearly ours would be left out of account."""
+    with pytest.raises(ValueError, match=f"unknown key '{key}'; did you mean 'gali'"):
+        configure(None, additional_config={key: GALI})
+    assert configure(None, additional_config={"ascend": 1, "gdn": 2}, max_model_len=512).additional_config["gdn"] == 2
+
+
 def test_another_version_of_vllm(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     import vllm
 
@@ -189,3 +200,23 @@ def test_registering_twice_changes_nothing() -> None:
     from vllm_gali.rotary import MaybeNoRotation
 
     assert MaybeNoRotation.name == RotaryEmbedding.name, "stock engines choose its kernel by this name"
+
+
+def test_only_engines_with_gali_need_it() -> None:
+    """Without GALI on the path a stock engine starts, and the other says what is missing."""
+    code = f"""
+from vllm.engine.arg_utils import EngineArgs
+print(EngineArgs(model={str(TINY)!r}).create_engine_config().model_config.max_model_len)
+try:
+    EngineArgs(model={str(TINY)!r}, additional_config={{"gali": {GALI}}}).create_engine_config()
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=TINY, env=environment, timeout=280
+    )
+    assert done.stdout.splitlines()[-2:] == [
+        "512",
+        "vllm_gali finds no GALI: install it ('pip install .' in its checkout), or put the checkout on PYTHONPATH",
+    ], done.stderr[-2000:]
