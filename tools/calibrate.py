@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--model", default="tiny", help="short name, folder or Hugging Face id (default: tiny)")
     parser.add_argument("--window", type=int, help="W in tokens (default: the model's)")
-    parser.add_argument("--trials", type=int, help="prompts of each length (default: 16, 8 on a CPU)")
+    parser.add_argument("--trials", type=int, help="prompts of each length (default: 64, 8 on a CPU)")
     parser.add_argument("--texts", type=Path, nargs="+", help="text files (default: Python's help)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--device", help="cpu, cuda, cuda:0, ... (default: a GPU if there is one)")
