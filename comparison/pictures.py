@@ -20,6 +20,8 @@ from tasks.results import COMPLETE, DETAIL_FILE, RESULT_FILE, Experiment
 
 ROOM = 4.0
 """The axis of losses reaches so many times as far from the lowest as the middle one does."""
+_LEGEND_LINE = 0.17
+"""Inches of a setting's line in the legend."""
 
 
 def draw_frontier(found: Comparison) -> Figure | None:
@@ -30,7 +32,7 @@ def draw_frontier(found: Comparison) -> Figure | None:
     points = found.points(found.half(chooses=False), found.reported())
     if not points:
         return None
-    figure = style.new_figure(9.5, 5.5)
+    figure = style.new_figure(9.5, max(5.5, _LEGEND_LINE * (len(points) + 3)))
     axis = figure.subplots()
     losses = sorted(point.loss for _, point in points)
     least, middle = losses[0], losses[len(losses) // 2]
@@ -47,7 +49,7 @@ def draw_frontier(found: Comparison) -> Figure | None:
     axis.set_xlabel("mean loss beyond the window, nats (better to the left)")
     axis.set_ylabel("retrieval, share of answers (better above)")
     style.tidy(axis)
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=7, frameon=False)
+    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=7, frameon=False)
     style.write_caption(figure, style.caption_of(list(_experiments(found, [])), _halves(found)))
     return figure
 
@@ -61,6 +63,9 @@ def _draw_point(axis: Axes, found: Comparison, key: str, point: Point, true: Poi
         point.loss, point.retrieval, color=how.colour, marker=how.marker, markersize=8, linestyle="none",
         label=style.plain(setting.label), **fill,
     )  # fmt: skip
+    if setting.measured:
+        axis.annotate(setting.label, (point.loss, point.retrieval), xytext=(8, -3), textcoords="offset points",
+                      fontsize=8, fontweight="bold", color=how.colour)  # fmt: skip
     if point.loss < true.loss:
         axis.annotate(f"{true.loss:.2f} →", (point.loss, point.retrieval), xytext=(-6, 5), ha="right",
                       textcoords="offset points", fontsize=7, color=style.DARK)  # fmt: skip

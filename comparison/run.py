@@ -163,9 +163,8 @@ class Session:
         tokenizer = read_tokenizer(self.request.model, trust_remote_code=self.request.trust_remote_code)
         found = calibrate(uninstall(self.model()), tokenizer, self.request.window)
         logger.info("%s auto: W = %d, because %s", METHODS[name].label, found.window, found.reason)
-        return Setting(
-            name, METHODS[name].automatic(found.window), found.window, f"{METHODS[name].label} auto", default=True
-        )
+        params, label = METHODS[name].automatic(found.window), f"{METHODS[name].label} auto"
+        return Setting(name, params, found.window, label, default=True, measured=True)
 
     def _record(self, texts: Sequence[Text]) -> dict[str, Any]:
         from models.DPI.loading import device_name

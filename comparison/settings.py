@@ -18,7 +18,8 @@ class Setting:
     """A method with parameters at a window.
 
     window: W of the installation, in tokens, which may be smaller than the model's. label: in tables and pictures.
-    default: whether it is what the method runs at without tuning.
+    default: whether it is what the method runs at without tuning. measured: whether its numbers were measured on the
+        model, which is what "auto" stands for.
     """
 
     method: str
@@ -26,6 +27,7 @@ class Setting:
     window: int
     label: str
     default: bool = False
+    measured: bool = False
 
     @property
     def id(self) -> str:

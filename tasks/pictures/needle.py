@@ -76,7 +76,7 @@ def _heatmap(
     frame = cells.pivot(index="depth_percent", columns="context_length", values="score")
     frame = frame.reindex(index=list(depths), columns=list(lengths))
     image = axis.imshow(frame, aspect="auto", origin="upper", vmin=0, vmax=1, cmap=colours, interpolation="nearest")
-    written = [f"{length / 1000:g}" for length in lengths]
+    written = [f"{length / 1000:.3g}" for length in lengths]
     room = max(1, TICKS - 3 * (max(map(len, written)) - 1))
     step = math.ceil(len(lengths) / room)
     axis.set_xticks(range(0, len(lengths), step), written[::step])
