@@ -59,7 +59,7 @@ def test_preemption_forced_by_a_small_cache(
 ) -> None:
     """The shorter prompts are admitted together, and what they grow by does not fit."""
     short = [prompt for prompt in prompts if len(prompt) <= 1201]
-    wanted = reference.continuations(GALI, short, tokens=48) + expected[len(short) :]
+    wanted = reference.continuations(GALI, short, tokens=80) + expected[len(short) :]
     engine = make_engine(GALI, num_gpu_blocks_override=256)
     assert engine.continuations(prompts, [len(tokens) for tokens in wanted]) == wanted
     assert engine.counted("vllm:num_preemptions") > 0

@@ -15,10 +15,9 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="vLLM binds each of two processes to a core of its own")
-@pytest.mark.parametrize("kind", ["tensor_parallel_size", "pipeline_parallel_size"])
-def test_two_processes(prompts: list[list[int]], expected: list[list[int]], kind: str) -> None:
+def test_two_processes_hold_half_of_the_heads_each(prompts: list[list[int]], expected: list[list[int]]) -> None:
     chosen = [number for number, prompt in enumerate(prompts) if len(prompt) in (300, 777, 1500)]
-    asked = {"options": {kind: 2}, "prompts": [prompts[number] for number in chosen]}
+    asked = {"options": {"tensor_parallel_size": 2}, "prompts": [prompts[number] for number in chosen]}
     left_out = ("VLLM_ENABLE_V1_MULTIPROCESSING", "TRITON_INTERPRET")
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     process = subprocess.Popen(
