@@ -132,7 +132,7 @@ def test_a_run_goes_on_with_the_numbers_that_it_began_with(
 
 def test_a_dry_run_measures_nothing(tmp_path: Path, measured: list[int]) -> None:
     console = Console(record=True, width=200)
-    dry_run([config(**KEYS, exp_name="a")], tmp_path, console)
+    dry_run([config(**KEYS, exp_name="a")], tmp_path, console, Path("a.toml"))
     text = console.export_text()
     assert "window W 512" in text
     assert "a run measures it first" in text
