@@ -23,7 +23,8 @@ FORBIDDEN = {
 }
 # Modules that import transformers where they run, besides all of `models.DPI.patches`.
 KNOW_TRANSFORMERS = {
-    "models.DPI.loading", "models.DPI.losses", "models.DPI.dpi", "models.DPI.dpi_withoutflash", "models.DPI.short_names",
+    "models.DPI.loading", "models.DPI.losses", "models.DPI.dpi", "models.DPI.dpi_withoutflash",
+    "models.DPI.short_names",
     "pipeline.model_loader", "pipeline.dry_run", "tasks.template_trial",
     "analysis.study", "analysis.attention_maps", "analysis.lengths", "analysis.logits",
     "benchmarks.model",
