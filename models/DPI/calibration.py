@@ -10,10 +10,12 @@ losses    the mean next-token loss of the same W/16 tokens of a text, at the end
 
 The rule: a length fails where answers are worse than in the short ones, up to W/4, by more than ln 2 (half the
 likelihood), or losses worse than in some shorter one by more than 0.01 nats, either by more than two standard errors
-over prompts or pieces of text. It depends on the text: for SmolLM2-135M (W = 8,192) Python's help says 3,072 tokens, and
-essays, meetings, contracts and books say 6,144. The window is the last length before the first that fails, at least W/4; where none
+over prompts or pieces of text. The window is the last length before the first that fails, at least W/4; where none
 fails it is W. So what cannot be told from noise changes nothing. The local window is half of the window, and every
 token is a chunk of its own (`DPI.automatic`).
+
+What is found depends on the text: for SmolLM2-135M (W = 8,192) Python's help says 3,072 tokens; essays, meetings,
+contracts and books say 6,144.
 """
 
 from __future__ import annotations
@@ -121,8 +123,8 @@ def calibrate(
     window: W in tokens, what the model was trained on; no input is longer.
     texts: haystacks of half of the prompts, the others being landmark attention's repeated sentence, and what losses
         are measured on; Python's own help if None. They are begun anew where they are shorter than W.
-    trials: prompts of each length; 64 if None, 8 on a CPU. Of 16 the standard error hides the tolerance (0.8 nats at 4,096
-        tokens of SmolLM2-135M).
+    trials: prompts of each length; 64 if None, 8 on a CPU. Of 16 the standard error hides the tolerance (0.8 nats at
+        4,096 tokens of SmolLM2-135M).
     cached: keep the measurement in the user's cache folder, under a hash of the model and all prompts, and use one that
         is there.
 
