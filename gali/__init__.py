@@ -1,6 +1,6 @@
 """GALI: longer inputs for Llama-type models, without training.
 
-    from gali import build_method, get_model_and_tokenizer, install, installed, uninstall
+    from gali import build_method, get_model_and_tokenizer, install, installed, progress, uninstall
 
     model, tokenizer = get_model_and_tokenizer("tiny", None, "dpi", {"chunk_coe": 1, "local_window": 256})
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from models.DPI.dpi import get_model_and_tokenizer
     from models.DPI.methods import METHODS, build_method
     from models.DPI.patches.Llama import install, installed, uninstall
+    from models.DPI.patches.progress import progress
 
-__all__ = ["METHODS", "build_method", "get_model_and_tokenizer", "install", "installed", "uninstall"]
+__all__ = ["METHODS", "build_method", "get_model_and_tokenizer", "install", "installed", "progress", "uninstall"]
 
 
 def __getattr__(name: str) -> Any:

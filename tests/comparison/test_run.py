@@ -12,6 +12,7 @@ import comparison
 from comparison import measuring, storage
 from comparison.probes import Item
 from models.DPI.losses import mean_loss_beyond
+from models.DPI.methods import METHODS
 from models.DPI.patches.Llama import installed
 from pipeline.cli import EXIT_DONE, EXIT_FAILED_RECORDS
 from tasks.errors import UserError
@@ -55,13 +56,15 @@ def test_all_settings_are_measured_on_all_items(model: Path, texts: Path, tmp_pa
     out = tmp_path / "out"
     assert compare.main(arguments(model, texts, out)) == EXIT_DONE
     found = comparison.load(out)
-    assert [one.setting.method for one in found.settings.values()] == ["dpi", "repro_yarn"]
-    assert len(lines(out)) == 2 * len(found.items)
+    assert [one.setting.label for one in found.settings.values()] == ["GALI", "YaRN", "GALI auto"]
+    assert len(lines(out)) == 3 * len(found.items)
     counts = {probe: sum(item.probe == probe for item in found.items) for probe in ("loss", "passkey", "passkey_text")}
     assert counts == {"loss": 2, "passkey": 4, "passkey_text": 4}
     items = {item.id: item for item in storage.read_items(out, with_tokens=True)}
     assert all(len(item.ids) == item.length for item in items.values() if item.probe != "passkey_text")
-    [gali, _] = found.settings.values()
+    [gali, _, auto] = found.settings.values()
+    assert auto.setting.measured
+    assert auto.setting.params == METHODS["dpi"].automatic(auto.setting.window)
     assert gali.seconds_per_1k is not None
     with installed(tiny_model(WINDOW), gali.setting.build(), WINDOW) as stock:
         import torch

@@ -1,5 +1,6 @@
 """The chat: turns over the window, what it keeps of them, commands, and how Ctrl-C and Ctrl-D end things."""
 
+import contextlib
 import io
 import json
 import os
@@ -214,6 +215,14 @@ class Terminal:
         assert words in self.text[since:], self.text
         return self.text.index(words, since) + len(words)
 
+    def interrupt(self, words: str, since: int) -> int:
+        """Ctrl-C until it is answered; where the answer ends. One between the prompt and its read is lost."""
+        for _ in range(20):
+            self.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(AssertionError):
+                return self.wait_for(words, since, seconds=10)
+        raise AssertionError(self.text)
+
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
@@ -236,8 +245,7 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_ends_the_chat(terminal: Terminal) -> 
     terminal.process.send_signal(signal.SIGINT)
     place = terminal.wait_for("tokens/s", place)
     place = terminal.wait_for("> ", place)
-    terminal.process.send_signal(signal.SIGINT)
-    place = terminal.wait_for("/quit or Ctrl-D ends the chat", place)
+    place = terminal.interrupt("/quit or Ctrl-D ends the chat", place)
     terminal.wait_for("> ", place)
     terminal.type("\x04")
     assert terminal.process.wait(timeout=60) == 0
