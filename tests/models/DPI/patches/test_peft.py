@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
 from models.DPI.methods import build_method
 from models.DPI.patches.Llama import install, installed_method, uninstall
@@ -55,3 +55,16 @@ def test_adapters_get_their_gradients(make_model: MakeModel, params: dict[str, A
     assert found
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("length", [WINDOW - 5, 50], ids=["within", "beyond"])
+def test_prefix_tuning_is_refused(make_model: MakeModel, length: int) -> None:
+    """Its keys belong to no token and are rotated as the stock model rotates."""
+    model: Any = get_peft_model(make_model(WINDOW), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    ids = tokens(3, length)
+    model(input_ids=ids)
+    install(model, build_method("dpi", CHUNK_FREE), WINDOW)
+    with pytest.raises(ValueError, match="prefix tuning"):
+        model(input_ids=ids)
+    uninstall(model)
+    model(input_ids=ids)
