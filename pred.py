@@ -101,7 +101,9 @@ def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) 
                 logger.info("experiment %d of %d: %s (%s)", number, len(experiments), cfg.exp_name, cfg.task)
             with said_of(source_of(cfg, experiments, arguments.cfg)):
                 cfg = with_model_revision(cfg, results, overwrite=arguments.overwrite)
-                cfg, automatic = settle(cfg, results, workers, overwrite=arguments.overwrite)
+                cfg, automatic = settle(
+                    cfg, results, workers, overwrite=arguments.overwrite, release=load_engine.release
+                )
                 start = check_start(cfg, workers.device())
                 outcomes = run_experiment(
                     cfg, results, workers, load_engine,

@@ -61,8 +61,11 @@ def build_items(request: Request, tokenizer: PreTrainedTokenizerBase, texts: Seq
     Raises `UserError` where one half of the texts would be empty.
     """
     long = [text for text in texts if text.ids is not None]
-    if request.tune and len(long) < 2:
-        raise UserError(f"--tune needs two texts of {request.target} tokens, one to choose on; there is {len(long)}")
+    if request.tune and len({number % 2 for number, text in enumerate(texts) if text.ids is not None}) < 2:
+        raise UserError(
+            f"--tune needs a text of {request.target} tokens in each half, texts with even and with odd numbers; there"
+            f" are {len(long)}, of {len(texts)}"
+        )
     items = [
         Item(
             f"loss {text.name}",
@@ -73,7 +76,7 @@ def build_items(request: Request, tokenizer: PreTrainedTokenizerBase, texts: Seq
             request.tune and number % 2 == 0,
             tuple(text.ids),
         )
-        for number, text in enumerate(long)
+        for number, text in enumerate(texts)
         if text.ids is not None
     ]
     speed = Item("speed", "speed", "", request.target, None, False, items[0].ids)

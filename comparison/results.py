@@ -101,10 +101,12 @@ class Comparison:
         return found
 
     def reported(self) -> list[str]:
-        """The ids of the settings that tables show: with tuning the methods' defaults and those that a rule chose."""
+        """The ids of the settings that tables show: with tuning the methods' defaults and those that a rule chose,
+        of one method or of all."""
         if not self.tuned:
             return list(self.settings)
         wanted = {key for rules in self.chosen().values() for key in rules.values()}
+        wanted |= set(self.recommendations().values())
         return [key for key, one in self.settings.items() if key in wanted or one.setting.default]
 
     def recommendations(self) -> dict[Rule, str]:

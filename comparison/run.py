@@ -150,8 +150,12 @@ class Session:
         found = {setting.id: setting for setting in self._planned}
         for name in dict.fromkeys(setting.method for setting in self._planned):
             if METHODS[name].automatic(self.request.window):
-                setting = self._automatic(name)
-                found[setting.id] = setting
+                try:
+                    setting = self._automatic(name)
+                except ValueError as error:
+                    logger.warning("left out, %s auto: %s", METHODS[name].label, error)
+                else:
+                    found[setting.id] = setting
         return list(found.values())
 
     def _automatic(self, name: str) -> Setting:
@@ -189,9 +193,7 @@ class Session:
 
     def _experiment(self, setting: Setting) -> ExperimentConfig:
         content = experiment_of(setting, self.request.model_dump(mode="json"), "comparison")
-        more = {"dtype": self.request.dtype, "attn_impl": self.request.attn_impl, "seed": self.request.seed,
-                "device": self._wishes.device, "trust_remote_code": self.request.trust_remote_code}  # fmt: skip
-        return build_config({**content, **more}, "comparison")
+        return build_config({**content, "device": self._wishes.device}, "comparison")
 
     def _measure(self, settings: Sequence[Setting], items: Sequence[Item], what: str = "") -> None:
         """This process's share of the settings on the items, what is there left out."""
@@ -232,6 +234,10 @@ def experiment_of(setting: Setting, request: dict[str, Any], name: str) -> dict[
         "task": "needle",
         "max_pe": request["target"],
         "ori_max_position_embeddings": setting.window,
+        "dtype": request["dtype"],
+        "attn_impl": request["attn_impl"],
+        "seed": request["seed"],
+        "trust_remote_code": request["trust_remote_code"],
         "params": dict(setting.params),
     }
 

@@ -55,7 +55,7 @@ def plan(
     tune: the methods' grids, else their defaults alone. Each setting once, a method's default first.
     """
     found: list[Setting] = []
-    refused: dict[str, Refused] = {}
+    refused: dict[tuple[str, str], Refused] = {}
     for name in methods:
         method = METHODS[name]
         default = Setting(name, method.params_for(window, target), window, method.label, default=True)
@@ -69,7 +69,7 @@ def plan(
             try:
                 check(build_method(name, setting.params, setting.window, target), setting.window)
             except ValueError as error:
-                refused.setdefault(str(error), Refused(method.label, str(error)))
+                refused.setdefault((method.label, str(error)), Refused(method.label, str(error)))
             else:
                 good.append(setting)
         found += _labelled(good)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +30,53 @@ def asked_of(cfg: ExperimentConfig) -> list[str]:
 
 
 def settle(
-    cfg: ExperimentConfig, results: Path, workers: Workers, *, overwrite: bool = False, measure: bool = True
+    cfg: ExperimentConfig,
+    results: Path,
+    workers: Workers,
+    *,
+    overwrite: bool = False,
+    measure: bool = True,
+    release: Callable[[], None] = lambda: None,
 ) -> tuple[ExperimentConfig, dict[str, Any] | None]:
     """The configuration with numbers, and what the run record says of them; None where nothing is "auto".
 
     All processes get the numbers of the first. measure: false takes the model's own window, which is an upper bound,
-    in place of a measurement. Raises `UserError` as `check_start` does, also for numbers that do not fit the others.
+    in place of a measurement. release: called before the model is loaded to be measured, so that no other is beside it.
+    Raises `UserError` as `check_start` does, also for numbers that do not fit the others.
     """
     asked = asked_of(cfg)
     if not asked:
         return cfg, None
     check_request(cfg)
-    numbers = workers.from_first(lambda: _numbers(cfg, asked, results, workers, overwrite, measure))
-    options = cfg.options.model_copy(update={WINDOW: numbers[WINDOW]}) if WINDOW in numbers else cfg.options
-    params = {name: numbers.get(f"params.{name}", value) for name, value in cfg.params.items()}
+    numbers = workers.from_first(lambda: _numbers(cfg, asked, results, workers, overwrite, measure, release))
     found = {key: numbers[key] for key in asked}
     if workers.is_main:
         logger.info("auto: %s", ", ".join(f"{key} = {value}" for key, value in found.items()))
     note = {"found": found, "calibration": numbers["calibration"]}
-    return cfg.model_copy(update={"options": options, "params": params}), note
+    return _with_numbers(cfg, numbers), note
+
+
+def _with_numbers(cfg: ExperimentConfig, numbers: Mapping[str, Any]) -> ExperimentConfig:
+    options = cfg.options.model_copy(update={WINDOW: numbers[WINDOW]}) if WINDOW in numbers else cfg.options
+    params = {name: numbers.get(f"params.{name}", value) for name, value in cfg.params.items()}
+    return cfg.model_copy(update={"options": options, "params": params})
+
+
+def begun_with(cfg: ExperimentConfig, results: Path) -> ExperimentConfig:
+    """The configuration with the numbers that its experiment began with; as it is where there are none."""
+    asked = asked_of(cfg)
+    numbers = _of_run(cfg, asked, results) if asked else None
+    return cfg if numbers is None else _with_numbers(cfg, numbers)
 
 
 def _numbers(
-    cfg: ExperimentConfig, asked: list[str], results: Path, workers: Workers, overwrite: bool, measure: bool
+    cfg: ExperimentConfig,
+    asked: list[str],
+    results: Path,
+    workers: Workers,
+    overwrite: bool,
+    measure: bool,
+    release: Callable[[], None],
 ) -> dict[str, Any]:
     """A number for each key, and the calibration that they come from, where there is one."""
     if not overwrite and (before := _of_run(cfg, asked, results)) is not None:
@@ -60,6 +84,7 @@ def _numbers(
     provisional, start = _within_own_window(cfg, workers)
     window, calibration = start.window, None
     if WINDOW in asked and measure:
+        release()
         calibration = measured_window(provisional, workers.device(), start.window)
         window = calibration["window"]
         logger.info("window %d of %d tokens: %s", window, start.window, calibration["reason"])
@@ -89,7 +114,7 @@ def _within_own_window(cfg: ExperimentConfig, workers: Workers) -> tuple[Experim
     """The configuration as if W were the model's own, and that nothing speaks against it."""
     window = None if cfg.options.ori_max_position_embeddings == "auto" else cfg.options.ori_max_position_embeddings
     provisional = cfg.model_copy(update={"options": cfg.options.model_copy(update={WINDOW: window})})
-    return provisional, check_start(provisional, workers.device())
+    return provisional, check_start(provisional, workers.device(), upper_bound=window is None)
 
 
 def _with_window(cfg: ExperimentConfig, asked: list[str], window: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline import store, timing
-from pipeline.automatic import WINDOW, settle
+from pipeline.automatic import WINDOW, begun_with, settle
 from pipeline.config import ExperimentConfig, source_of
 from pipeline.distributed import Workers
 from pipeline.experiment import (
@@ -290,7 +290,7 @@ def _check_listed(
     folder = store.experiment_folder(results, task, cfg.exp_name)
     check_place(folder)
     if not overwrite:
-        check_resumable(folder, task, cfg)
+        check_resumable(folder, task, begun_with(cfg, results))
     data = (cfg.task, cfg.tasks, cfg.limit, cfg.test, cfg.options.data_dir)
     if cfg.options.data_dir is not None and data not in read:
         read_records(task, cfg)

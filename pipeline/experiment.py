@@ -185,8 +185,10 @@ def with_model_revision(cfg: ExperimentConfig, results: Path, *, overwrite: bool
     folder = store.experiment_folder(results, get_task(cfg.task), cfg.exp_name)
     run = store.read_run(folder) or {}
     before = run.get("model_revision")
-    # Of another model it is none; `check_resumable` refuses that.
-    if not isinstance(before, str) or not store.has_predictions(folder) or run["config"].get("model") != cfg.model:
+    # Of another model it is none (`check_resumable` refuses that), and a folder has none, whatever a record says.
+    is_folder = "/" not in cfg.model or Path(cfg.model).expanduser().is_dir()
+    same = store.has_predictions(folder) and run.get("config", {}).get("model") == cfg.model
+    if is_folder or not same or not isinstance(before, str):
         return cfg
     return cfg.model_copy(update={"model_revision": before})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import sys
@@ -40,7 +41,8 @@ class Start:
     """What a run has when its model may be loaded: nothing that can be known without the weights speaks against it.
 
     config: the model's. window: W in tokens. device: the one that the model goes to, or prefers where it is placed on
-    several. local: whether its weights lie on this machine already, in a folder.
+    several. local: whether its weights lie on this machine already, in a folder. revision: the commit of a model from
+    the hub.
     """
 
     config: PreTrainedConfig
@@ -48,12 +50,7 @@ class Start:
     device: torch.device
     dtype: torch.dtype
     local: bool
-
-    @property
-    def revision(self) -> str | None:
-        """The commit of a model from the hub."""
-        found = getattr(self.config, "_commit_hash", None)
-        return None if found is None else str(found)
+    revision: str | None = None
 
 
 def check_request(cfg: ExperimentConfig) -> None:
@@ -76,14 +73,20 @@ def engine_key(cfg: ExperimentConfig) -> str:
     return json.dumps({name: value for name, value in cfg.flat().items() if name in ENGINE_KEYS})
 
 
-def check_start(cfg: ExperimentConfig, device: str | None = None, *, config: PreTrainedConfig | None = None) -> Start:
+def check_start(
+    cfg: ExperimentConfig,
+    device: str | None = None,
+    *,
+    config: PreTrainedConfig | None = None,
+    upper_bound: bool = False,
+) -> Start:
     """What a run of this configuration begins with, its model's configuration read, without weights.
 
     device: of this process where several share a machine, see `Workers.device`. config: the model's, where it was
-    read before. Raises `UserError` for all that would
-    keep the run from its first record, but for faults of the weights themselves.
+    read before. upper_bound: whether a smaller window than this one will be measured. Raises `UserError` for all that
+    would keep the run from its first record, but for faults of the weights themselves.
     """
-    from models.DPI.loading import check_attention, check_options, window_of
+    from models.DPI.loading import check_attention, check_options, commit_of, window_of
     from models.DPI.methods import build_method, resolve_params
     from models.DPI.patches.Llama import check_config
     from pipeline import prefixes
@@ -96,16 +99,18 @@ def check_start(cfg: ExperimentConfig, device: str | None = None, *, config: Pre
         config = read_model_config(cfg.model, cfg.model_revision, trust_remote_code=cfg.trust_remote_code)
     asked = cfg.options.ori_max_position_embeddings
     window = asked if isinstance(asked, int) else _friendly(cfg.model, lambda: window_of(config))
-    check_method(cfg, window)
+    check_method(cfg, window, upper_bound=upper_bound or asked == "auto")
     method = build_method(cfg.method, resolve_params(cfg.method, cfg.params, window))
     with _mistakes(f"the model {cfg.model!r}: "):
-        check_config(config, method)
+        check_config(config, method, window)
     if cfg.share_prefixes is True and (reason := prefixes.why_not(method, config)) is not None:
         raise UserError(f"share_prefixes = true: {reason}")
     if cfg.attn_impl != "auto":
         with _mistakes():
             check_attention(config, method, window, cfg.attn_impl, found, dtype)
-    return Start(config, window, found, dtype, local=Path(source.folder).is_dir())
+    local = Path(source.folder).is_dir()
+    revision = None if local else _friendly(cfg.model, lambda: commit_of(source))
+    return Start(config, window, found, dtype, local, revision)
 
 
 def measured_window(cfg: ExperimentConfig, device: str | None, window: int) -> dict[str, Any]:
@@ -134,7 +139,7 @@ def measured_window(cfg: ExperimentConfig, device: str | None, window: int) -> d
     return _friendly(cfg.model, measure)
 
 
-def check_method(cfg: ExperimentConfig, window: int | None) -> None:
+def check_method(cfg: ExperimentConfig, window: int | None, *, upper_bound: bool = False) -> None:
     """Raise `UserError` for an unknown method, a wrong parameter, or a target that is out of reach or within W.
 
     Without a window only the method's name and its parameters are checked.
@@ -146,7 +151,7 @@ def check_method(cfg: ExperimentConfig, window: int | None) -> None:
     with _mistakes():
         params = resolve_params(cfg.method, cfg.params, MAX_TOKENS if window is None else window)
         method = build_method(cfg.method, params, window, target if window is not None else None)
-    if window is not None and method.extends and target < window:
+    if window is not None and not upper_bound and method.extends and target < window:
         raise UserError(
             f"max_pe = {target} is below the window of {window} tokens, where {cfg.method} has nothing to extend; "
             "raise max_pe, or lower ori_max_position_embeddings (method = 'repro_original' runs as it is)"
@@ -238,6 +243,15 @@ class EngineLoader:
             self._key = key
         self._engine.share_prefixes(cfg.share_prefixes if cfg.batch_size == 1 else False)
         return self._engine
+
+    def release(self) -> None:
+        """Let the model go, whose memory another needs."""
+        import torch
+
+        self._engine = self._key = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _load(self, cfg: ExperimentConfig) -> ModelEngine:
         from models.DPI.dpi import get_model_and_tokenizer

@@ -190,7 +190,7 @@ def _failures(folders: Sequence[Path], where: Path) -> str:
 
 
 def _failed_lines(folder: Path) -> Iterator[tuple[Path, Line]]:
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in sorted(folder.glob("[!.]*.jsonl")):  # not the parts of a run that is still going
         for line in store.best_lines(store.read_lines(path)):
             if store.is_failed(line):
                 yield path, line

@@ -92,7 +92,7 @@ def test_wheel_holds_one_package_and_all_of_it(wheel: Path) -> None:
     assert {name.partition("/")[0] for name in names} == {"gali", "gali-0.1.0.dist-info"}
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - LEFT_OUT
     assert {"models", "tasks", "pipeline", "analysis"} <= packages
-    scripts = {f"{name}.py" for name in ("pred", "eval", "collect_results", "compare", "chat")}
+    scripts = {f"{name}.py" for name in ("pred", "eval", "collect_results", "compare")}
     wanted = {
         name if name.startswith("gali/") else f"gali/{name}"
         for name in files_of_the_tree()

@@ -163,7 +163,7 @@ class Chat:
             stopped = True
             printer.end()
         except RuntimeError as error:  # out of memory, say
-            raise UserError(f"{type(error).__name__}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
         end = time.monotonic()
         self._console.print()
         if printer.first is None:
@@ -329,7 +329,7 @@ def run(argv: list[str], console: Console) -> None:
             dtype=arguments.dtype, device=arguments.device, seed=arguments.seed,
         )  # fmt: skip
     except (ValueError, OSError) as error:
-        raise UserError(f"cannot load the model {arguments.model!r}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot load the model {arguments.model!r}: {' '.join(str(error).split())}") from error
     chat = Chat(
         model, tokenizer, window, target, max_new_tokens=arguments.max_new_tokens, seed=arguments.seed, console=console
     )

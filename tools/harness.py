@@ -18,6 +18,7 @@ from typing import Any
 from typing_extensions import override
 
 from models.DPI.dpi import get_model_and_tokenizer
+from models.DPI.loading import commit_of, resolve
 from models.DPI.patches.generation import decode_plainly
 from models.DPI.patches.Llama import installation_of
 from models.mistakes import did_you_mean
@@ -123,7 +124,7 @@ class GaliLM(HFLM):  # type: ignore[misc]
             batch_size=batch_size,
             **others,
         )
-        self.revision = getattr(model.config, "_commit_hash", None) or "main"
+        self.revision = commit_of(resolve(pretrained)) or "main"
 
     @override
     def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:

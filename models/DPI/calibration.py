@@ -9,9 +9,9 @@ answers   prompts with a pass key, at the same share of the haystack in every le
 losses    the mean next-token loss of the same W/16 tokens of a text, at the end of inputs of each length.
 
 The rule: a length fails where answers are worse than in the short ones, up to W/4, by more than ln 2 (half the
-likelihood), or losses worse than in some shorter one by more than 0.01 nats, either by more than two standard errors
-over prompts or pieces of text. The window is the last length before the first that fails, at least W/4; where none
-fails it is W. So what cannot be told from noise changes nothing. The local window is half of the window, and every
+likelihood), or losses worse than in the best shorter one by more than 0.01 nats, either by more than two standard
+errors over prompts or pieces of text. The window is the last length before the first that fails, at least W/4; where
+none fails it is W. So what cannot be told from noise changes nothing. The local window is half of the window, and every
 token is a chunk of its own (`DPI.automatic`).
 
 What is found depends on the text: for SmolLM2-135M (W = 8,192) Python's help says 3,072 tokens; essays, meetings,

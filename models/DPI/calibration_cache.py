@@ -48,8 +48,10 @@ _PASSING = {"_name_or_path", "transformers_version", "architectures", "use_cache
 def key_of(model: PreTrainedModel, fed: Any) -> str | None:
     """The hash of a model and of what it is fed (any JSON); None where its weights are not at hand.
 
-    They are not where they are offloaded to disk, or spread over processes.
+    They are not where they are offloaded to disk, or spread over processes, nor where adapters can be switched.
     """
+    if hasattr(model, "peft_config"):
+        return None
     digest = hashlib.sha256()
     config = {name: value for name, value in model.config.to_dict().items() if name not in _PASSING}
     digest.update(json.dumps([config, fed], sort_keys=True, default=str).encode())

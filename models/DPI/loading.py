@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
-from transformers.utils.hub import cached_file
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from models import hub
 from models.DPI.attention.api import choose
@@ -113,7 +113,7 @@ def check_asked(
         if tp_plan is not None:
             raise ValueError(
                 "window = 'auto' does not go with tp_plan: the model is measured in one process; "
-                "measure it with python -m tools.calibrate, and give the number"
+                "measure it in one process with models.DPI.calibration.calibrate, and give the number"
             )
     if isinstance(window, int):
         build_method(method, params, window, target_length)
@@ -180,20 +180,33 @@ def check_attention(
     choose(attn_impl, torch.empty(1, 1, 1, head_dim, dtype=dtype, device=device), plan)
 
 
-def check_shards(source: Source) -> None:
-    """Raise ValueError if the index of a model's shards names a file that is not safetensors: a pickle would be read.
+def commit_of(source: Source) -> str | None:
+    """The commit of a model from the hub that is used here; None for a folder, and where the cache does not say."""
+    if Path(source.folder).is_dir():
+        return None
+    return extract_commit_hash(_cached(source, CONFIG_NAME), None)
 
-    A model without such an index passes.
-    """
-    path = cached_file(
+
+def _cached(source: Source, name: str) -> str | None:
+    """Where a file of a model lies, fetched if it must be; None if there is none."""
+    found: str | None = cached_file(
         source.folder,
-        SAFE_WEIGHTS_INDEX_NAME,
+        name,
         local_files_only=source.options.get("local_files_only", False),
         revision=source.options.get("revision"),
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
+    return found
+
+
+def check_shards(source: Source) -> None:
+    """Raise ValueError if the index of a model's shards names a file that is not safetensors: a pickle would be read.
+
+    A model without such an index passes.
+    """
+    path = _cached(source, SAFE_WEIGHTS_INDEX_NAME)
     if path is None:
         return
     try:

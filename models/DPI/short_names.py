@@ -30,8 +30,8 @@ class Source:
 
 def cache_folder() -> Path:
     """Where fetched models are kept: $GALI_CACHE, or gali in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "gali"
-    return Path(os.environ.get("GALI_CACHE", default)).expanduser()
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gali"
+    return Path(os.environ.get("GALI_CACHE") or default).expanduser()
 
 
 def smollm2() -> Source:

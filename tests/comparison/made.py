@@ -34,7 +34,7 @@ def comparison(
     probes: tuple[Probe, ...] = ("passkey", "passkey_text", "ruler")
     items = [item("loss", n, chooses=tune and n % 2 == 0) for n in range(texts)]
     items += [item(probe, n, chooses=tune and n % 2 == 0) for probe in probes for n in range(prompts)]
-    request = {"model": "tiny", "window": 512, "target": 4096, "tune": tune, "dtype": "float32",
-               "sizes": {"lengths": [700]}}  # fmt: skip
+    request = {"model": "tiny", "window": 512, "target": 4096, "tune": tune, "dtype": "float32", "attn_impl": "auto",
+               "seed": 7, "trust_remote_code": False, "sizes": {"lengths": [700]}}  # fmt: skip
     record = {"request": request, "baseline": "dpi", "device": "CPU", "refused": []}
     return Comparison(folder, record, {one.setting.id: one for one in settings}, items)

@@ -11,7 +11,8 @@ import pred
 from pipeline import automatic, store
 from pipeline.automatic import asked_of, settle
 from pipeline.distributed import Workers
-from pipeline.dry_run import dry_run
+from pipeline.dry_run import dry_run, list_experiments
+from pipeline.model_loader import check_start
 from tasks.errors import UserError
 from tests.pipeline.small import config
 
@@ -69,7 +70,6 @@ def test_parameters_alone_need_no_measurement(tmp_path: Path, measured: list[int
         ({"method": "lampe", "params": {"local_window": "auto"}, "ori_max_position_embeddings": 99}, "'lampe'.*'auto'"),
         ({"params": {"noise_type": "auto"}, "ori_max_position_embeddings": None}, "noise_type = 'auto'"),
         ({"tp_plan": "auto"}, "window = 'auto' does not go with tp_plan"),
-        ({"max_pe": 128}, "max_pe = 128 is below the window of 512"),
         ({"params": {"local_window": 600}}, "local_window = 600 must be smaller"),
     ],
 )  # fmt: skip
@@ -80,6 +80,22 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(
     with pytest.raises(UserError, match=said):
         settle(cfg, tmp_path, Workers())
     assert measured == []
+
+
+def test_a_target_between_the_measured_window_and_the_models_own(tmp_path: Path, measured: list[int]) -> None:
+    cfg, _ = settle(config(**KEYS | {"max_pe": 450}), tmp_path, Workers())
+    assert cfg.options.ori_max_position_embeddings == 384
+    assert measured == [512]
+    with pytest.raises(UserError, match="max_pe = 300 is below the window of 384"):
+        check_start(settle(config(**KEYS | {"max_pe": 300}), tmp_path, Workers())[0])
+
+
+def test_the_model_in_memory_goes_before_another_is_measured(tmp_path: Path, measured: list[int]) -> None:
+    seen: list[list[int]] = []
+    settle(config(**KEYS), tmp_path, Workers(), release=lambda: seen.append(list(measured)))
+    assert seen == [[]]
+    alone = config(**KEYS | {"ori_max_position_embeddings": None})
+    settle(alone, tmp_path, Workers(), release=lambda: pytest.fail("nothing is measured"))
 
 
 def test_the_key_knows_no_other_word() -> None:
@@ -111,6 +127,8 @@ def test_a_run_goes_on_with_the_numbers_that_it_began_with(
         return {"window": 256, "local_window": 128, "chunk_coe": 1, "reason": "", "evidence": None}
 
     monkeypatch.setattr(automatic, "measured_window", other)
+    experiments, _ = pred.read_experiments(file, [], [])
+    list_experiments(experiments, results, Console(), file)  # as a sweep that was begun
     second = run()
     assert (second["config"]["params"], second["window"]) == (first["config"]["params"], 384)
     assert second["automatic"] == first["automatic"]

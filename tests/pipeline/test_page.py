@@ -93,6 +93,13 @@ def test_failed_records_are_linked_and_their_number_is_bounded(tmp_path: Path) -
     assert "no memory 19" in page.texts
 
 
+def test_parts_of_a_run_that_goes_on_are_left_alone(tmp_path: Path) -> None:
+    """Their last lines may be cut, and a record that failed may have been predicted there."""
+    folder = scored(tmp_path, "a", 1.0)
+    (folder / ".part-0-d.jsonl").write_text('{"id": "9", "error": "x"}\n{"id": "1', encoding="utf-8")
+    assert "Failed records" not in page_of(tmp_path).texts
+
+
 def test_differences_are_signed_and_sure_ones_are_marked(tmp_path: Path) -> None:
     scored(tmp_path, "one", 41.25)
     differences = [

@@ -1,5 +1,6 @@
 """Loading: mistakes end in one line before any weight is read; dtype, device, window and tokenizer as documented."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -20,9 +21,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from models.DPI import dpi, dpi_withoutflash
+from models.DPI import dpi, dpi_withoutflash, loading
 from models.DPI.loading import resolve
 from models.DPI.patches.Llama import installation_of, installed_method
+from models.DPI.short_names import Source
 
 SE = {"group_size": 3, "window_size": 16}
 
@@ -257,6 +259,22 @@ def test_a_revision_is_for_models_of_the_hub(folder: Path, monkeypatch: pytest.M
         with pytest.raises(OSError, match="nothing there"):
             module.get_model_and_tokenizer("owner/name", None, "repro_original", {}, device="cpu", revision="v1")
     assert asked == ["v1", "v1"]
+
+
+def test_the_commit_of_a_model_is_read_off_its_place_in_the_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Configurations of transformers 5.23 do not carry it."""
+    commit = "3" * 40
+    snapshot = tmp_path / "models--a--b" / "snapshots" / commit
+    shutil.copytree(folder, snapshot)
+    (tmp_path / "models--a--b" / "refs").mkdir()
+    (tmp_path / "models--a--b" / "refs" / "main").write_text(commit)
+    offline = {"local_files_only": True}
+    monkeypatch.setattr(loading, "cached_file", functools.partial(loading.cached_file, cache_dir=str(tmp_path)))
+    assert loading.commit_of(Source("a/b", offline)) == commit
+    assert loading.commit_of(Source("a/c", offline)) is None
+    assert loading.commit_of(Source(str(snapshot))) is None  # a folder, wherever it lies
 
 
 def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
