@@ -74,3 +74,18 @@ def test_lines_of_another_program_are_named(tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(UserError, match="holds no comparison"):
         load(tmp_path / "none")
+
+
+def test_what_is_recommended_of_all_is_reported(tmp_path: Path) -> None:
+    """The balance of all methods is a setting that its own method's rules pass over, as their frontier is shorter."""
+    points = {1.0: (0.0, 0.0), 2.0: (0.1, 0.63), 3.0: (0.4, 0.855), 4.0: (1.0, 0.9)}
+    own = [
+        measured("rerope", [5 + loss] * 2, [mark] * 2, [mark] * 2, [mark] * 2, window_size=number)
+        for number, (loss, mark) in points.items()
+    ]
+    other = measured("dpi", [8.0] * 2, [0.945] * 2, [0.945] * 2, [0.945] * 2)
+    found = comparison(tmp_path, [other, *own], tune=True)
+    balanced = found.recommendations()["balanced"]
+    assert balanced == own[2].setting.id
+    assert balanced not in found.chosen()["rerope"].values()
+    assert balanced in found.reported()
