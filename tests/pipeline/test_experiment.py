@@ -61,17 +61,25 @@ def test_a_run_goes_on_with_the_data_that_it_began_with(tmp_path: Path, task: Hu
 def test_a_run_goes_on_with_the_model_that_it_began_with(tmp_path: Path, task: HubTask) -> None:
     def pinned(**keys: Any) -> str | None:
         overwrite = keys.pop("overwrite", False)
-        return with_model_revision(config(**keys), tmp_path, overwrite=overwrite).model_revision
+        return with_model_revision(config(**{"model": "owner/m", **keys}), tmp_path, overwrite=overwrite).model_revision
 
     assert pinned() is None
-    begin(tmp_path, config(limit=1), model_revision=FIRST)
+    begin(tmp_path, config(model="owner/m", limit=1), model_revision=FIRST)
     assert pinned(limit=2) == FIRST
-    assert pinned(model="another") is None, "which is refused later, by its name"
+    assert pinned(model="another/one") is None, "which is refused later, by its name"
     assert pinned(overwrite=True) is None
     assert pinned(model_revision="v2") == "v2"
-    begin(tmp_path, config(limit=2, model_revision="v1"), model_revision=FIRST)
+    begin(tmp_path, config(model="owner/m", limit=2, model_revision="v1"), model_revision=FIRST)
     said = f"made with the model's revision {FIRST}, and model_revision = 'v2' is {SECOND}"
     with pytest.raises(UserError, match=said):
-        begin(tmp_path, config(limit=3, model_revision="v2"), model_revision=SECOND)
-    begin(tmp_path, config(model_revision="v2"), model_revision=SECOND, overwrite=True)
+        begin(tmp_path, config(model="owner/m", limit=3, model_revision="v2"), model_revision=SECOND)
+    begin(tmp_path, config(model="owner/m", model_revision="v2"), model_revision=SECOND, overwrite=True)
     assert (store.read_run(tmp_path / task.folder / config().exp_name) or {})["model_revision"] == SECOND
+
+
+@pytest.mark.parametrize("name", ["m", "{folder}"])
+def test_a_folder_has_no_revision_whatever_a_record_says(tmp_path: Path, task: HubTask, name: str) -> None:
+    """Such as one in the hub's own cache, whose path names a commit."""
+    model = name.format(folder=tmp_path)
+    begin(tmp_path, config(model=model, limit=1), model_revision=FIRST)
+    assert with_model_revision(config(model=model), tmp_path, overwrite=False).model_revision is None
