@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -175,7 +176,8 @@ def _exp_of_mean(perplexity: float, means: Sequence[float]) -> Score:
     if spread is None:
         return Score(perplexity, None, len(means))
     low, high = student(statistics.fmean(means), spread, len(means))
-    return Score(perplexity, perplexity * spread, len(means), (_exp(max(0.0, low)), _exp(high)))
+    stderr = min(perplexity * spread, sys.float_info.max)  # JSON has no infinity
+    return Score(perplexity, stderr, len(means), (_exp(max(0.0, low)), _exp(high)))
 
 
 def _mean_of_books(books: Sequence[float]) -> Score:

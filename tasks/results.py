@@ -80,7 +80,7 @@ def detailed(score: float | None, results: Mapping[str, Any], *path: str) -> Sco
     interval = entry.get("interval")
     if interval is not None:
         low, high = interval
-        interval = low, high
+        interval = None if low is None or high is None else (low, high)  # an end that is not known, of a foreign file
     return Score(score, entry["stderr"], entry["count"], interval)
 
 

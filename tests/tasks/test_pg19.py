@@ -1,3 +1,4 @@
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -201,3 +202,11 @@ def test_step_sets_the_lengths_that_are_scored() -> None:
     assert list(line["loss_sums"]) == ["512", "1024"]
     result = score_lines([line], 512)["result.json"]
     assert result["512"] == pytest.approx(math.exp(sum(losses[:511]) / 511))
+
+
+def test_a_loss_beyond_all_bounds_has_a_finite_error() -> None:
+    lines = [
+        {"scored_tokens": 1023, "loss_sum": 9.0, "loss_sums": {"1024": loss}, "prefill_len": 1024}
+        for loss in (2147483648, 9.0)
+    ]
+    json.dumps(score_lines(lines), allow_nan=False)

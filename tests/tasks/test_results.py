@@ -49,6 +49,7 @@ def test_as_people_read_it(score: Score, text: str) -> None:
             Score(1.0, 0.2, 3, (0.5, 1.5)),
         ),
         ({"a": {"b": {"score": 1.04, "stderr": 0.2, "count": 3, "interval": None}}}, Score(1.0, 0.2, 3)),
+        ({"a": {"b": {"score": 1.04, "stderr": 0.2, "count": 3, "interval": [None, 1.5]}}}, Score(1.0, 0.2, 3)),
         ({"a": {"b": {"score": 1.04, "stderr": 0.2, "records": 3}}}, Score(1.0)),
         ({"a": {"b": 1.04}}, Score(1.0)),
         ({"a": 1.04}, Score(1.0)),
