@@ -18,6 +18,7 @@ from comparison.probes import RETRIEVAL
 from comparison.results import Comparison, Measured, mean
 from comparison.run import experiment_of
 from pipeline.files import replacing, write_text
+from pipeline.tables import keep_text
 from pipeline.text import markdown_cell, printable
 
 TABLE_FILE = "comparison.md"
@@ -211,9 +212,8 @@ def write_excel(path: Path, found: Comparison, rows: list[Row]) -> None:
             frame.to_excel(writer, sheet_name=name, index=False, freeze_panes=(1, 1))
             for cells in writer.sheets[name].iter_rows():
                 for cell in cells:
-                    if cell.data_type == "f":  # a text of a file that begins as a formula does
-                        cell.data_type = "s"
-                        cell.quotePrefix = True
+                    if isinstance(cell.value, str):
+                        keep_text(cell)
 
 
 def _numbers(row: Row) -> dict[str, Any]:

@@ -87,13 +87,17 @@ def _write_column(sheet: Worksheet, place: int, column: _Column) -> None:
 
 
 def _put(cell: Cell, value: Any, number_format: str) -> None:
-    """Texts stay texts: names in a foreign run may begin as formulas do, or be one of Excel's error codes."""
     cell.value = value
     if isinstance(value, str):
-        cell.data_type = "s"
-        cell.quotePrefix = value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        keep_text(cell)
     else:
         cell.number_format = number_format
+
+
+def keep_text(cell: Cell) -> None:
+    """A text stays a text: names in a foreign run may begin as formulas do, or be one of Excel's error codes."""
+    cell.data_type = "s"
+    cell.quotePrefix = str(cell.value).startswith(("=", "+", "-", "@", "\t", "\r"))
 
 
 def _shown_as(cell: Cell) -> str:

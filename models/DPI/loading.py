@@ -113,7 +113,7 @@ def check_asked(
         if tp_plan is not None:
             raise ValueError(
                 "window = 'auto' does not go with tp_plan: the model is measured in one process; "
-                "measure it in one process with models.DPI.calibration.calibrate, and give the number"
+                "call models.DPI.calibration.calibrate there, and give the number"
             )
     if isinstance(window, int):
         build_method(method, params, window, target_length)
