@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig, QuantizedCache, StaticCache
+from transformers import __version__ as transformers_version
 from transformers.cache_utils import QuantizedLayer
 from transformers.generation.streamers import BaseStreamer
 
@@ -28,6 +30,7 @@ SUBJECTS: dict[str, tuple[str, dict[str, Any]]] = {
     # Of the others one that leaves keys out, and one whose positions depend on all tokens.
     **{name: (name, PARAMS[name]) for name in ("streaming_llm", "lampe")},
 }
+TRANSFORMERS = Version(transformers_version)
 IS_CAUSAL = {subject: build_method(*what).is_causal() for subject, what in SUBJECTS.items()}
 
 
@@ -116,8 +119,11 @@ def prompt_of(lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("subject", SUBJECTS)
 @pytest.mark.parametrize("way", WAYS)
-def test_right_or_refused(make_model: MakeModel, way: str, subject: str) -> None:
+def test_right_or_refused(make_model: MakeModel, request: pytest.FixtureRequest, way: str, subject: str) -> None:
     name, params = SUBJECTS[subject]
+    if way == "quantised cache, beams" and Version("5.19") > TRANSFORMERS:
+        reason = "transformers before 5.19 reorders a quantised cache's last tokens only, and finds none"
+        request.applymarker(pytest.mark.xfail(raises=IndexError, strict=True, reason=reason))
     asked = WAYS[way]
     ids, mask = prompt_of(asked.lengths)
     model = put(make_model(WINDOW), name, params)
@@ -157,6 +163,7 @@ def test_streaming(make_model: MakeModel, subject: str) -> None:
     assert torch.equal(torch.cat(streamer.pieces), found[0])
 
 
+@pytest.mark.skipif(Version("5.21") > TRANSFORMERS, reason="transformers has its fp8 backend since 5.21")
 def test_a_cache_in_eight_bits_is_near(make_model: MakeModel) -> None:
     """transformers' fp8 backend needs nothing installed. The stock model within its window says how near is near."""
     ids, more = tokens(1, 45), tokens(1, 6, seed=1)
@@ -220,7 +227,7 @@ def test_continuous_batching_is_refused(make_model: MakeModel) -> None:
     """Its pages of a cache are read by transformers' own attention."""
     model: Any = put(make_model(WINDOW))
     config = GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=0, pad_token_id=0)
-    with pytest.raises(ValueError, match="gali is not supported for continuous batching"):
+    with pytest.raises(ValueError, match=r"gali\W* is not supported"):
         model.generate_batch([tokens(45).tolist()], generation_config=config)
 
 
