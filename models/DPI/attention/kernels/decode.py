@@ -16,7 +16,7 @@ from models.DPI.attention.bands import Plan
 from models.DPI.attention.kernels.launching import on, readable
 from models.DPI.attention.kernels.noise import mix, noise_factors, noise_of_query, noise_tensors
 from models.DPI.attention.kernels.pieces import DECODE_KEYS, load_piece, prepare_step
-from models.DPI.attention.kernels.rows import load_rows_of_warps, rows_of
+from models.DPI.attention.kernels.rows import load_columns_of_warps, load_rows_of_warps, rows_of
 from models.DPI.attention.kernels.softmax import capped, sink_of, softcap_factors
 from models.DPI.attention.prepared import StepKey
 
@@ -113,11 +113,13 @@ def _load_tile(
     WARPS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
 ):
-    """Halves of the keys, and the values, (WARPS, BN / WARPS, ...), of a tile that begins at `key` of the cache."""
+    """Of a tile that begins at `key` of the cache halves of the keys, (WARPS, BN / WARPS, D/2), and the values,
+    (WARPS, D, BN / WARPS).
+    """
     place = (batch, kv_head)
     k_low = load_rows_of_warps(keys, place, key, 0, BN, BLOCK_HALF, HEAD_DIM, WARPS)
     k_high = load_rows_of_warps(keys, place, key, HALF, BN, BLOCK_HALF, HEAD_DIM, WARPS)
-    return k_low, k_high, load_rows_of_warps(values, place, key, 0, BN, BLOCK_D, HEAD_DIM, WARPS)
+    return k_low, k_high, load_columns_of_warps(values, place, key, 0, BN, BLOCK_D, HEAD_DIM, WARPS)
 
 
 @triton.jit
@@ -130,12 +132,12 @@ def _score(k_low, k_high, c_key, s_key, q_low, q_high):
 
 @triton.jit
 def _accumulate(logits, value, acc, top, total):
-    """Add a tile of logits (warps, keys, heads) and its values to the warps' running softmaxes."""
+    """Add a tile of logits (warps, keys, heads) and its values (warps, D, keys) to the warps' running softmaxes."""
     new_top = tl.maximum(top, tl.max(logits, 1))
     p = tl.exp2(logits - new_top[:, None, :])
     shrink = tl.exp2(top - new_top)[:, None, :]
     total = total * shrink + p
-    acc = tl.dot(tl.permute(value, 0, 2, 1), p.to(value.dtype), acc * shrink)
+    acc = tl.dot(value, p.to(value.dtype), acc * shrink)
     return acc, new_top, total
 
 

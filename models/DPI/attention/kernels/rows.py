@@ -65,6 +65,30 @@ def load_rows_of_warps(
 
 
 @triton.jit
+def load_columns_of_warps(
+    source,
+    place,
+    first,
+    column,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    WARPS: tl.constexpr,
+):
+    """The same as (WARPS, WIDTH, ROWS / WARPS). From addresses it is read so: the compiler turns no block over that is
+    on its way to shared memory.
+    """
+    if isinstance(source, tl.core.tensor_descriptor_base):
+        block = load_rows_of_warps(source, place, first, column, ROWS, WIDTH, HEAD_DIM, WARPS)
+        block = tl.permute(block, 0, 2, 1)
+    else:
+        row = (tl.arange(0, WARPS) * (ROWS // WARPS))[:, None, None] + tl.arange(0, ROWS // WARPS)[None, None, :]
+        component = tl.arange(0, WIDTH)[None, :, None]
+        block = _load_from_addresses(source, place, first, column, row, component, HEAD_DIM)
+    return block
+
+
+@triton.jit
 def _load_from_addresses(source, place, first, column, row, component, HEAD_DIM: tl.constexpr):
     """The block whose rows and components, counted from its first ones, are `row` and `component`."""
     base, step = source[0], tl.multiple_of(source[len(place) + 1], 8)

@@ -308,8 +308,9 @@ def test_grid(number: int, head_dim: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("card", [AMPERE, ADA], ids=["8.0", "8.9"])
-@pytest.mark.parametrize("head_dim", fused.HEAD_DIMS)
+@pytest.mark.parametrize(
+    ("card", "head_dim"), [*((AMPERE, d) for d in fused.HEAD_DIMS), *((ADA, d) for d in (64, 128, 256))]
+)
 @pytest.mark.parametrize("number", range(len(GRID)))
 def test_grid_without_a_copy_engine(number: int, head_dim: int, card: Card, as_card: Callable[[Card], None]) -> None:
     as_card(card)

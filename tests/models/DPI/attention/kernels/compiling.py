@@ -112,7 +112,7 @@ def _read(cubin: bytes) -> dict[str, int]:
         "registers": registers,
         "stack": stack,
         "products": products,
-        "loop_stores": loop.count("STS."),
+        "loop_stores": len(re.findall(r"\bSTS\b", loop)),
         "loop_copies": len(re.findall(_COPY, loop)),
     }
 
