@@ -99,7 +99,7 @@ def _small_tiling(head_dim: int, num_queries: int, noisy: bool, card: Card) -> T
     """Without a copy engine, tiles of queries stay in registers and products are those of single warps."""
     roomy = card.shared_memory >= AMPERE.shared_memory
     if head_dim > 128:
-        return Tiling(64, 32, 4, 2)
+        return Tiling(64, 32, 4 if noisy else 8, 2)
     if noisy or num_queries <= 64:
         return Tiling(64, 64 if roomy else 32, 4, 2)
     return Tiling(128, 64 if roomy else 32, 8, 3)
