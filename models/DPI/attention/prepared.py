@@ -37,8 +37,9 @@ class PreparedPrefill:
     """What the prefill kernel reads of a row's T queries.
 
     num_slots: tables of keys that a launch needs at most. bounds: (2, bands, T) int32, the bands' starts and stops.
-    cos, sin: (bands, T, D/2) fp32, of the queries. gates: (periods, 2) int64, see `kernels.noise.gates_of`.
-    std: (T,) fp32, a segment's noise_std. noisy: a bit for each band.
+    cos, sin: (bands, T, rotary_dim/2) fp32, of the queries. rest: (bands, T) fp32, factor on their components that do
+    not rotate. gates: (periods, 2) int64, see `kernels.noise.gates_of`. std: (T,) fp32, a segment's noise_std.
+    noisy: a bit for each band.
     """
 
     launches: tuple[Launch, ...]
@@ -47,6 +48,7 @@ class PreparedPrefill:
     bounds: Tensor
     cos: Tensor
     sin: Tensor
+    rest: Tensor
     gates: Tensor
     std: Tensor
     noisy: int
@@ -63,8 +65,10 @@ class StepKey(NamedTuple):
 class PreparedStep:
     """What the decoding kernel reads, layer after layer.
 
-    pieces: (B, splits, columns) int64, records of `kernels.pieces.Piece`. numbers: (B, 1 + bands * D) fp32, for each
-    row of the batch the noise's deviation and, for each band, the query's cosines and sines.
+    pieces: (B, splits, columns) int64, records of `kernels.pieces.Piece`. numbers: (B, 1 + bands * (1 + rotary_dim))
+    fp32, for each row of the batch the noise's deviation and, for each band, the factor on the query's components that
+    do not rotate, and its cosines and sines. block_half, block_rest, block_d: widths of the blocks that are read, of
+    half the components that rotate, of those that do not (0 where all do), and of all.
     parts, log_totals: the programs' results before they are merged. arrivals: zeros, and zeros again after each launch.
     options: the kernel's constants. key_tables keeps the addresses in `pieces` alive.
     """
@@ -76,6 +80,7 @@ class PreparedStep:
     arrivals: Tensor
     block_d: int
     block_half: int
+    block_rest: int
     noisy: bool
     options: dict[str, int]
     key_tables: list[tuple[Tensor, Tensor]]

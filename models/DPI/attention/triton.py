@@ -6,18 +6,17 @@ This module says where they run. The kernels, and Triton with them, are imported
 
 import functools
 import importlib.util
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from models.DPI.attention import cards
 from models.DPI.attention.bands import Plan, Row
 from models.DPI.attention.noise import Noise
 from models.DPI.attention.prepared import PreparedStep, StepKey
 
-HEAD_DIMS = (64, 80, 96, 128, 256)
+HEAD_DIMS = (64, 80, 96, 112, 128, 192, 256)
 DTYPES = (torch.bfloat16, torch.float16)
-_SHARED_MEMORY = 227 << 10
 # The number of programs that recorded launches have room for is a multiple of this, and never falls.
 _SPLITS_MULTIPLE = 4
 
@@ -30,18 +29,13 @@ def obstacle(q: Tensor, plan: Plan) -> str | None:
         return "it is written for NVIDIA's GPUs"
     if not _is_installed():
         return "the package triton is not installed"
-    if _capability(q.device) < (9, 0):
-        return "it needs a GPU of compute capability 9.0 (Hopper) or later"
-    if _shared_memory(q.device) < _SHARED_MEMORY:
-        return f"its tiles need {_SHARED_MEMORY >> 10} KiB of shared memory, more than this GPU has"
+    why = cards.card_of(q.device).obstacle
+    if why:
+        return why
     if q.dtype not in DTYPES:
         return f"its tensor cores take bfloat16 and float16, and the queries are {q.dtype}"
     if q.shape[-1] not in HEAD_DIMS:
         return f"head_dim = {q.shape[-1]} is not one of {', '.join(map(str, HEAD_DIMS))}"
-    for row in plan.rows[:1]:
-        rotary_dim = row.segments[0].bands[0].frequencies.rotary_dim
-        if rotary_dim != q.shape[-1]:
-            return f"only {rotary_dim} of head_dim = {q.shape[-1]} components are rotary"
     if plan.noise is not None and plan.noise.needs_row_statistics:
         return "noise with scale_mean = 1 or scale_max = 1 needs a row's statistics first"
     return None
@@ -121,14 +115,3 @@ def prepare_step(
 @functools.lru_cache
 def _is_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
-
-
-@functools.lru_cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
-
-
-@functools.lru_cache
-def _shared_memory(device: torch.device) -> int:
-    properties: Any = torch.cuda.get_device_properties(device)
-    return int(properties.shared_memory_per_block_optin)

@@ -11,10 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from models.DPI.attention import cards
 from models.DPI.attention.bands import Plan
-from models.DPI.attention.kernels.launching import descriptor, on, readable
+from models.DPI.attention.kernels.launching import on, readable
 from models.DPI.attention.kernels.noise import mix, noise_factors, noise_of_query, noise_tensors
 from models.DPI.attention.kernels.pieces import DECODE_KEYS, load_piece, prepare_step
+from models.DPI.attention.kernels.rows import load_columns_of_warps, load_rows_of_warps, rows_of
 from models.DPI.attention.kernels.softmax import capped, sink_of, softcap_factors
 from models.DPI.attention.prepared import StepKey
 
@@ -44,12 +46,15 @@ def attend_one(
     slope_factor, level_factor = noise_factors(noise)
     factor, cap = softcap_factors(scaling, softcap)
     splits = prepared.pieces.shape[1]
+    by_descriptor = cards.card_of(q.device).has_copy_engine
+    halves_by_descriptor = by_descriptor and prepared.options["HALF"] % 8 == 0
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     with on(q.device):
         decode_kernel[splits, batch * kv_heads](
             q,
-            descriptor(k, [1, 1, DECODE_KEYS, prepared.block_half]),
-            descriptor(v, [1, 1, DECODE_KEYS, prepared.block_d]),
+            rows_of(k, DECODE_KEYS, prepared.block_half, halves_by_descriptor),
+            rows_of(k, DECODE_KEYS, prepared.block_rest, halves_by_descriptor) if prepared.block_rest else None,
+            rows_of(v, DECODE_KEYS, prepared.block_d, by_descriptor),
             out,
             lse,
             sinks,
@@ -106,11 +111,15 @@ def _load_tile(
     BLOCK_D: tl.constexpr,
     BN: tl.constexpr,
     WARPS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
 ):
-    """Halves of the keys, and the values, (WARPS, BN / WARPS, ...), of a tile that begins at `key` of the cache."""
-    k_low = keys.load([batch, kv_head, key, 0]).reshape(WARPS, BN // WARPS, BLOCK_HALF)
-    k_high = keys.load([batch, kv_head, key, HALF]).reshape(WARPS, BN // WARPS, BLOCK_HALF)
-    return k_low, k_high, values.load([batch, kv_head, key, 0]).reshape(WARPS, BN // WARPS, BLOCK_D)
+    """Of a tile that begins at `key` of the cache halves of the keys, (WARPS, BN / WARPS, D/2), and the values,
+    (WARPS, D, BN / WARPS).
+    """
+    place = (batch, kv_head)
+    k_low = load_rows_of_warps(keys, place, key, 0, BN, BLOCK_HALF, HEAD_DIM, WARPS)
+    k_high = load_rows_of_warps(keys, place, key, HALF, BN, BLOCK_HALF, HEAD_DIM, WARPS)
+    return k_low, k_high, load_columns_of_warps(values, place, key, 0, BN, BLOCK_D, HEAD_DIM, WARPS)
 
 
 @triton.jit
@@ -123,12 +132,12 @@ def _score(k_low, k_high, c_key, s_key, q_low, q_high):
 
 @triton.jit
 def _accumulate(logits, value, acc, top, total):
-    """Add a tile of logits (warps, keys, heads) and its values to the warps' running softmaxes."""
+    """Add a tile of logits (warps, keys, heads) and its values (warps, D, keys) to the warps' running softmaxes."""
     new_top = tl.maximum(top, tl.max(logits, 1))
     p = tl.exp2(logits - new_top[:, None, :])
     shrink = tl.exp2(top - new_top)[:, None, :]
     total = total * shrink + p
-    acc = tl.dot(tl.permute(value, 0, 2, 1), p.to(value.dtype), acc * shrink)
+    acc = tl.dot(value, p.to(value.dtype), acc * shrink)
     return acc, new_top, total
 
 
@@ -152,9 +161,11 @@ def _walk(
     piece,
     q_low,
     q_high,
+    q_rest,
     c_query,
     s_query,
     keys,
+    key_rests,
     values,
     batch,
     kv_head,
@@ -168,21 +179,24 @@ def _walk(
     NOISY: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
+    REST: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BN: tl.constexpr,
     WARPS: tl.constexpr,
     RELATIVE: tl.constexpr,
     POOL: tl.constexpr,
     STAGES: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):
     """The softmax over the tiles of a piece.
 
-    q_low, q_high: halves of the queries, (1, D/2, heads); c_query, s_query: their table, (1, D/2, 1).
+    q_low, q_high: halves of the queries' components that rotate, (1, rotary_dim/2, heads); c_query, s_query: their
+    table, (1, rotary_dim/2, 1). q_rest: the others, (1, D - rotary_dim, heads), read if REST of them are there.
 
     Each warp keeps a softmax over keys of its own, so that warps wait for each other at the end only.
     Returns the weighted mean of values (D, heads) and the base-2 logarithm of the sum of weights (heads,).
     """
-    dtype: tl.constexpr = values.dtype
     column = tl.arange(0, BLOCK_HALF)
     inside = column < HALF
     offset = (tl.arange(0, WARPS) * (BN // WARPS))[:, None] + tl.arange(0, BN // WARPS)[None, :]
@@ -199,8 +213,8 @@ def _walk(
     if RELATIVE:
         # Adding a product of zeros leaves the tables in the layout of the tensor cores, where rotated keys are needed:
         # the compiler would rotate keys in the layout of the tables' loads, and move them through shared memory.
-        zero_m = tl.zeros([WARPS, BN // WARPS, 16], dtype)
-        zero_n = tl.zeros([WARPS, 16, BLOCK_HALF], dtype)
+        zero_m = tl.zeros([WARPS, BN // WARPS, 16], DTYPE)
+        zero_n = tl.zeros([WARPS, 16, BLOCK_HALF], DTYPE)
         c_key, s_key = tl.dot(zero_m, zero_n, c_key), tl.dot(zero_m, zero_n, s_key)
         q_low, q_high = _rotate_back(q_low, q_high, c_low, s_low)
     acc = tl.zeros([WARPS, BLOCK_D, BLOCK_GROUP], tl.float32)
@@ -208,8 +222,8 @@ def _walk(
     total = tl.zeros([WARPS, BN // WARPS, BLOCK_GROUP], tl.float32)
     for tile in tl.range(piece.low, piece.high, num_stages=STAGES):
         first_key = tile * step
-        a = tl.broadcast_to(q_low.to(dtype), [WARPS, BLOCK_HALF, BLOCK_GROUP])
-        b = tl.broadcast_to(q_high.to(dtype), [WARPS, BLOCK_HALF, BLOCK_GROUP])
+        a = tl.broadcast_to(q_low.to(DTYPE), [WARPS, BLOCK_HALF, BLOCK_GROUP])
+        b = tl.broadcast_to(q_high.to(DTYPE), [WARPS, BLOCK_HALF, BLOCK_GROUP])
         if RELATIVE:  # for the next tile
             q_low, q_high = _rotate_back(q_low, q_high, c_step, s_step)
         else:
@@ -217,9 +231,22 @@ def _walk(
             c_key = tl.load(piece.cos + first_key * HALF + near, mask=used, other=0.0)
             s_key = tl.load(piece.sin + first_key * HALF + near, mask=used, other=0.0)
         k_low, k_high, value = _load_tile(
-            keys, values, batch, kv_head, piece.left + first_key, HALF, BLOCK_HALF, BLOCK_D, BN, WARPS
+            keys, values, batch, kv_head, piece.left + first_key, HALF, BLOCK_HALF, BLOCK_D, BN, WARPS, 2 * HALF + REST
         )
-        logits = capped(_score(k_low, k_high, c_key, s_key, a, b) * factor, cap)
+        products = _score(k_low, k_high, c_key, s_key, a, b)
+        if REST > 0:
+            k_rest = load_rows_of_warps(
+                key_rests,
+                (batch, kv_head),
+                piece.left + first_key,
+                2 * HALF,
+                BN,
+                BLOCK_REST,
+                2 * HALF + REST,
+                WARPS,
+            )
+            products = tl.dot(k_rest, tl.broadcast_to(q_rest, [WARPS, BLOCK_REST, BLOCK_GROUP]), products)
+        logits = capped(products * factor, cap)
         key = first_key + offset
         if NOISY:
             logits += noise_of_query(pool, rows, piece.query, key, slope, level, piece.period, POOL)
@@ -233,6 +260,7 @@ def _walk(
 def decode_kernel(
     q,
     keys,
+    key_rests,
     values,
     out,
     lse,
@@ -260,6 +288,8 @@ def decode_kernel(
     NOISY: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
+    REST: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BN: tl.constexpr,
     WARPS: tl.constexpr,
@@ -280,12 +310,18 @@ def decode_kernel(
     member = tl.arange(0, BLOCK_GROUP)
     head = kv_head * GROUP + tl.minimum(member, GROUP - 1)
     column = tl.arange(0, BLOCK_HALF)[None, :, None]
-    source = q + batch.to(tl.int64) * q_batch + head[None, None, :] * q_head + column
-    q_low = tl.load(source, mask=column < HALF, other=0.0).to(tl.float32)
-    q_high = tl.load(source + HALF, mask=column < HALF, other=0.0).to(tl.float32)
-    numbers += batch * (1 + 2 * BANDS * HALF)
-    c_query = _row(numbers + 1, 2 * piece.band, HALF, BLOCK_HALF)
-    s_query = _row(numbers + 1, 2 * piece.band + 1, HALF, BLOCK_HALF)
+    source = q + batch.to(tl.int64) * q_batch + head[None, None, :] * q_head
+    q_low = tl.load(source + column, mask=column < HALF, other=0.0).to(tl.float32)
+    q_high = tl.load(source + HALF + column, mask=column < HALF, other=0.0).to(tl.float32)
+    numbers += batch * (1 + BANDS * (1 + 2 * HALF))
+    of_band = numbers + 1 + piece.band * (1 + 2 * HALF)
+    c_query = _row(of_band + 1, 0, HALF, BLOCK_HALF)
+    s_query = _row(of_band + 1, 1, HALF, BLOCK_HALF)
+    q_rest = q_low
+    if REST > 0:
+        other = tl.arange(0, BLOCK_REST)[None, :, None]
+        q_rest = tl.load(source + 2 * HALF + other, mask=other < REST, other=0.0).to(tl.float32)
+        q_rest = (q_rest * tl.load(of_band)).to(q.dtype.element_ty)
     rows, slope, level = head, 0.0, 0.0
     if NOISY:
         hashed = tl.load(hash_keys + head).to(tl.uint32, bitcast=True)
@@ -296,9 +332,11 @@ def decode_kernel(
         piece,
         q_low,
         q_high,
+        q_rest,
         c_query,
         s_query,
         keys,
+        key_rests,
         values,
         batch,
         kv_head,
@@ -312,16 +350,19 @@ def decode_kernel(
         NOISY,
         HALF,
         BLOCK_HALF,
+        REST,
+        BLOCK_REST,
         BLOCK_D,
         BN,
         WARPS,
         RELATIVE,
         POOL,
         STAGES,
+        q.dtype.element_ty,
     )
 
     d = tl.arange(0, BLOCK_D)
-    real = (member < GROUP)[None, :] & (d < 2 * HALF)[:, None]
+    real = (member < GROUP)[None, :] & (d < 2 * HALF + REST)[:, None]
     part = plane * splits + split
     tl.store(parts + (part * BLOCK_D + d[:, None]) * BLOCK_MEMBERS + member[None, :], mean, mask=real)
     tl.store(log_totals + part * BLOCK_MEMBERS + member, log_total, mask=member < GROUP)
@@ -338,7 +379,7 @@ def decode_kernel(
             splits,
             GROUP,
             BLOCK_MEMBERS,
-            HALF,
+            2 * HALF + REST,
             BLOCK_D,
             BLOCK_SPLITS,
         )
@@ -355,14 +396,14 @@ def _merge(
     splits,
     GROUP: tl.constexpr,
     BLOCK_MEMBERS: tl.constexpr,
-    HALF: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
 ):
     """The softmax over all parts of a key head. A thread sums its own components: none waits for another."""
     member = tl.arange(0, BLOCK_MEMBERS)
     d = tl.arange(0, BLOCK_D)
-    real = (member < GROUP)[None, :] & (d < 2 * HALF)[:, None]
+    real = (member < GROUP)[None, :] & (d < HEAD_DIM)[:, None]
     number = tl.arange(0, BLOCK_SPLITS)
     there = (number < splits)[:, None] & (member < GROUP)[None, :]
     places = log_totals + number[:, None] * BLOCK_MEMBERS + member[None, :]

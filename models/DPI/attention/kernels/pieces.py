@@ -12,7 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from models.DPI.attention import cards
 from models.DPI.attention.bands import Plan
+from models.DPI.attention.cards import Card
 from models.DPI.attention.kernels.launching import power_of_2
 from models.DPI.attention.kernels.noise import period_of
 from models.DPI.attention.noise import POOL_SIZE
@@ -112,15 +114,21 @@ def prepare_step(
     flat = [column for row in rows for record in row + [[*idle]] * (splits - len(row)) for column in record]
     pieces = torch.tensor(flat).view(batch, splits, len(idle))  # flat, because nested lists take ten times as long
     half = tables[0][0].shape[1]
+    card = cards.card_of(device)
+    dependent = device.type == "cuda" and card.has_copy_engine
     planes, group, block_d = batch * kv_heads, heads // kv_heads, power_of_2(head_dim)
     block_members = power_of_2(group)
+    rest = head_dim - 2 * half
+    block_half, block_rest = _product_width(half), _product_width(rest) if rest else 0
     options = {
         "GROUP": group,
         "BLOCK_GROUP": max(8, block_members),
-        "BANDS": numbers.shape[1] // (2 * half),
+        "BANDS": numbers.shape[1] // (1 + 2 * half),
         "NOISY": noisy,
         "HALF": half,
-        "BLOCK_HALF": power_of_2(half),
+        "BLOCK_HALF": block_half,
+        "REST": rest,
+        "BLOCK_REST": block_rest,
         "BLOCK_D": block_d,
         "BN": DECODE_KEYS,
         "WARPS": _DECODE_WARPS,
@@ -128,13 +136,13 @@ def prepare_step(
         "POOL": POOL_SIZE,
         "BLOCK_MEMBERS": block_members,
         "BLOCK_SPLITS": power_of_2(splits),
-        "STAGES": 3 if relative and head_dim <= 128 else 2,  # what shared memory holds
-        "DEPENDENT": device.type == "cuda",
+        "STAGES": _stages(2 * block_half + block_rest + block_d, relative, card),
+        "DEPENDENT": dependent,
         "num_warps": _DECODE_WARPS,
         "enable_fp_fusion": True,
         "maxnreg": 255,  # the assembler, left to choose, spills all but 32 of heads of 256
     }
-    if device.type == "cuda":  # Triton's interpreter does not know it
+    if dependent:  # Triton's interpreter does not know it
         options["launch_pdl"] = True
     if previous is not None and previous.options == options and previous.pieces.shape == pieces.shape:
         previous.pieces.copy_(pieces)
@@ -147,7 +155,8 @@ def prepare_step(
         log_totals=torch.empty(planes * splits * block_members, dtype=torch.float32, device=device),
         arrivals=torch.zeros(planes, dtype=torch.int32, device=device),
         block_d=block_d,
-        block_half=power_of_2(half),
+        block_half=block_half,
+        block_rest=block_rest,
         noisy=noisy,
         options=options,
         key_tables=tables,
@@ -162,7 +171,7 @@ def _lay_out(
     num_bands = max(len(segment.bands) for segment in segments)
     relative = all(_steps(band.keys) for segment in segments for band in segment.bands)
     half = segments[0].bands[0].frequencies.rotary_dim // 2
-    numbers = torch.zeros(batch, 1 + 2 * num_bands * half)
+    numbers = torch.zeros(batch, 1 + num_bands * (1 + 2 * half))
     records: list[list[list[int]]] = [[] for _ in range(batch)]
     key_tables = []
     noisy = False
@@ -191,6 +200,7 @@ def _lay_out(
                 band=number,
             )
             whole.append([*piece])
+            values.append(torch.as_tensor(band.logit_scale, dtype=torch.float32).reshape(1))
             values += [table[0] for table in band.query_tables(torch.device("cpu"))]
         shares = _best_shares(tiles, _multiprocessors(device) / (batch * kv_heads))
         of_row = [_cut(whole[b], low, high) for b, low, high in shares]
@@ -199,6 +209,18 @@ def _lay_out(
             records[member] = of_row
             numbers[member, : len(row_numbers)] = row_numbers
     return records, numbers, key_tables, relative, noisy and plan.noise is not None
+
+
+def _product_width(components: int) -> int:
+    """Components of a block for a tensor core's product, which has 16 at least."""
+    return max(16, power_of_2(components))
+
+
+def _stages(width: int, relative: bool, card: Card) -> int:
+    """Tiles in flight that shared memory holds. width: components of a key and a value that are read."""
+    if not card.has_copy_engine:
+        return 2
+    return 3 if relative and width <= 256 else 2
 
 
 def _cut(record: list[int], low: int, high: int) -> list[int]:

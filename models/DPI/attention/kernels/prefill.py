@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from models.DPI.attention import cards
 from models.DPI.attention.bands import Row
-from models.DPI.attention.kernels.launching import descriptor, on, power_of_2, readable
+from models.DPI.attention.kernels.launching import on, power_of_2, readable
 from models.DPI.attention.kernels.noise import (
     add_to_tile,
     deviates_of_tile,
@@ -19,6 +20,7 @@ from models.DPI.attention.kernels.noise import (
     rows_of_tile,
 )
 from models.DPI.attention.kernels.rotate import rotate_into
+from models.DPI.attention.kernels.rows import load_rows, rows_of
 from models.DPI.attention.kernels.softmax import capped, sink_of, softcap_factors
 from models.DPI.attention.kernels.tiles import load_tile, load_tile_band, prepare, record_of_tile, tiling
 from models.DPI.attention.noise import POOL_SIZE, Noise
@@ -47,7 +49,8 @@ def attend(
     kv_heads, num_keys = k.shape[1], k.shape[2]
     q, k, v = readable(q), readable(k), readable(v)
     out = torch.empty(batch, num_queries, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
-    tile = tiling(head_dim, num_queries, noise is not None)
+    card = cards.card_of(q.device)
+    tile = tiling(head_dim, num_queries, noise is not None, card)
     key = PrefillKey(q.device, batch * kv_heads, tile.queries)
     if key not in row.prepared:
         key_bytes = batch * kv_heads * num_keys * head_dim * k.element_size()
@@ -60,9 +63,9 @@ def attend(
     factor, cap = softcap_factors(scaling, softcap)
     rotated_q = _rotate_queries(q, prepared, factor)
     rotated = k.new_empty(prepared.num_slots, batch, kv_heads, num_keys, head_dim)
-    queries = descriptor(rotated_q.flatten(0, 2), [1, tile.queries, block_d])
-    keys = descriptor(rotated.flatten(0, 2), [1, tile.keys, block_d])
-    values = descriptor(v, [1, 1, tile.keys, block_d])
+    queries = rows_of(rotated_q.flatten(0, 2), tile.queries, block_d, card.has_copy_engine)
+    keys = rows_of(rotated.flatten(0, 2), tile.keys, block_d, card.has_copy_engine)
+    values = rows_of(v, tile.keys, block_d, card.has_copy_engine)
     for launch in prepared.launches:
         _rotate_keys(k, rotated, launch)
         num_tiles = launch.tiles.shape[0]
@@ -112,7 +115,8 @@ def _rotate_queries(q: Tensor, prepared: PreparedPrefill, factor: float) -> Tens
     """Queries by each band's table, (bands, B, H, T, D)."""
     rotated = torch.empty(prepared.num_bands, *q.shape, dtype=q.dtype, device=q.device)
     for band in range(prepared.num_bands):
-        rotate_into(rotated[band], q, prepared.cos[band], prepared.sin[band], 0, q.shape[2], factor)
+        tables = prepared.cos[band], prepared.sin[band]
+        rotate_into(rotated[band], q, *tables, 0, q.shape[2], factor, prepared.rest[band])
     return rotated
 
 
@@ -135,6 +139,7 @@ def _accumulate(
     first_key,
     BN: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
 ):
     """Add a tile of logits x (BM, BN) and its values to the running softmax."""
     new_top = tl.maximum(top, tl.max(x, 1))
@@ -142,7 +147,7 @@ def _accumulate(
     shrink = tl.exp2(top - new_top)
     total = total * shrink + tl.sum(p, 1)
     acc = acc * shrink[:, None]
-    v = values.load([batch, kv_head, first_key, 0]).reshape(BN, BLOCK_D)
+    v = load_rows(values, (batch, kv_head), first_key, 0, BN, BLOCK_D, HEAD_DIM)
     return tl.dot(p.to(v.dtype), v, acc), new_top, total
 
 
@@ -175,6 +180,7 @@ def _add_tiles(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     POOL: tl.constexpr,
     WARPS: tl.constexpr,
     NOISY: tl.constexpr,
@@ -198,14 +204,14 @@ def _add_tiles(
         first_key = tile * BN
         if NOISY:
             deviate = deviates_of_tile(pool, rows, within, first_key, period, BM, BN, WARPS, POOL)
-        k = keys.load([key_plane, first_key, 0]).reshape(BN, BLOCK_D)
+        k = load_rows(keys, (key_plane,), first_key, 0, BN, BLOCK_D, HEAD_DIM)
         x = capped(tl.dot(q_tile, k.T), cap)
         if NOISY:
             x = add_to_tile(x, deviate, index, first_key, slope, level, period, pattern, BM, BN, WARPS)
         if MASKED:
             key = first_key + tl.arange(0, BN)
             x = tl.where((key[None, :] >= start[:, None]) & (key[None, :] < stop[:, None]), x, float("-inf"))
-        acc, top, total = _accumulate(x, acc, top, total, values, batch, kv_head, first_key, BN, BLOCK_D)
+        acc, top, total = _accumulate(x, acc, top, total, values, batch, kv_head, first_key, BN, BLOCK_D, HEAD_DIM)
     return acc, top, total
 
 
@@ -289,7 +295,7 @@ def prefill_kernel(
                 gate = gates + 2 * of_band.gate
                 period, pattern = tl.load(gate).to(tl.int32), tl.load(gate + 1)
             q_plane = (band * batch_size + batch) * num_heads + head
-            q_tile = queries.load([q_plane, tile.first, 0]).reshape(BM, BLOCK_D)
+            q_tile = load_rows(queries, (q_plane,), tile.first, 0, BM, BLOCK_D, 2 * HALF)
             key_plane = (of_band.slot * batch_size + batch) * num_kv_heads + kv_head
             first_tile, end_tile = low // BN, (high + BN - 1) // BN
             first_whole = tl.minimum((low_end + BN - 1) // BN, end_tile)
@@ -323,6 +329,7 @@ def prefill_kernel(
                     BM,
                     BN,
                     BLOCK_D,
+                    2 * HALF,
                     POOL,
                     WARPS,
                     (NOISY >> band) & 1,

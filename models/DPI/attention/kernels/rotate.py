@@ -15,13 +15,24 @@ _TOKENS = 32  # tokens and heads of a program
 _HEADS = 8
 
 
-def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, first: int, last: int, factor: float = 1.0) -> None:
+def rotate_into(
+    out: Tensor,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    first: int,
+    last: int,
+    factor: float = 1.0,
+    rest: Tensor | None = None,
+) -> None:
     """Write tokens first ... last - 1 of x (B, H, N, D), rotated and multiplied by `factor`, to the same places of out.
 
-    cos, sin: (at least `last`, D/2) fp32. Computed in fp32, rounded once to out's dtype.
+    cos, sin: (at least `last`, rotary_dim/2) fp32. rest: (at least `last`,) fp32, one more factor on the components
+    that do not rotate; None for 1. Computed in fp32, rounded once to out's dtype.
     """
     batch, heads, _, head_dim = x.shape
-    half = head_dim // 2
+    half = cos.shape[-1]
+    unrotated = head_dim - 2 * half
     grid = (triton.cdiv(heads, _HEADS), triton.cdiv(last - first, _TOKENS), batch)
     with torch.cuda.device(x.device if x.is_cuda else -1):
         rotate_kernel[grid](
@@ -29,6 +40,7 @@ def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, first: int, la
             cos,
             sin,
             out,
+            rest if unrotated else None,
             first,
             last,
             heads,
@@ -41,6 +53,8 @@ def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, first: int, la
             out.stride(2),
             HALF=half,
             BLOCK_HALF=power_of_2(half),
+            REST=unrotated,
+            BLOCK_REST=power_of_2(max(unrotated, 1)),
             TOKENS=_TOKENS,
             HEADS=_HEADS,
             enable_fp_fusion=True,
@@ -53,6 +67,7 @@ def rotate_kernel(
     cos,
     sin,
     out,
+    rest,
     first,
     last,
     heads,
@@ -65,6 +80,8 @@ def rotate_kernel(
     out_token,
     HALF: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
+    REST: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
     TOKENS: tl.constexpr,
     HEADS: tl.constexpr,
 ):
@@ -77,12 +94,26 @@ def rotate_kernel(
     c = tl.load(cos + table, mask=inside, other=0.0) * factor
     s = tl.load(sin + table, mask=inside, other=0.0) * factor
     batch, first_head = tl.program_id(2).to(tl.int64), tl.program_id(0) * HEADS
-    source = x + batch * x_batch + first_head.to(tl.int64) * x_head + token[:, None] * x_token + d[None, :]
-    target = out + batch * out_batch + first_head.to(tl.int64) * out_head + token[:, None] * out_token + d[None, :]
+    source = x + batch * x_batch + first_head.to(tl.int64) * x_head + token[:, None] * x_token
+    target = out + batch * out_batch + first_head.to(tl.int64) * out_head + token[:, None] * out_token
+    if REST > 0:
+        other = tl.arange(0, BLOCK_REST)[None, :]
+        inside_rest = (token < last)[:, None] & (other < REST)
+        scale = tl.full([TOKENS], 1.0, tl.float32) * factor
+        if rest is not None:
+            scale *= tl.load(rest + token, mask=token < last, other=0.0)
+        rest_source, rest_target = source + 2 * HALF + other, target + 2 * HALF + other
+    source += d[None, :]
+    target += d[None, :]
     for _ in range(first_head, tl.minimum(first_head + HEADS, heads)):  # one read of the table serves them all
         low = tl.load(source, mask=inside, other=0.0).to(tl.float32)
         high = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
         tl.store(target, (low * c - high * s).to(out.dtype.element_ty), mask=inside)
         tl.store(target + HALF, (high * c + low * s).to(out.dtype.element_ty), mask=inside)
+        if REST > 0:
+            unrotated = tl.load(rest_source, mask=inside_rest, other=0.0).to(tl.float32) * scale[:, None]
+            tl.store(rest_target, unrotated.to(out.dtype.element_ty), mask=inside_rest)
+            rest_source += x_head
+            rest_target += out_head
         source += x_head
         target += out_head

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from models.DPI.attention.bands import Band, Row, Segment
+from models.DPI.attention.cards import AMPERE, HOPPER, Card
 from models.DPI.attention.kernels.noise import gates_of, period_of
 from models.DPI.attention.prepared import Launch, PreparedPrefill
 from models.DPI.attention.tables import KeyTable
@@ -83,13 +84,25 @@ class Tiling:
     stages: int
 
 
-def tiling(head_dim: int, num_queries: int, noisy: bool) -> Tiling:
-    """Measured on an H100, see benchmarks/RESULTS.md."""
+def tiling(head_dim: int, num_queries: int, noisy: bool, card: Card = HOPPER) -> Tiling:
+    """Measured on an H100, see benchmarks/RESULTS.md; for cards without a copy engine, what fits them."""
+    if not card.has_copy_engine:
+        return _small_tiling(head_dim, num_queries, noisy, card)
     if noisy:  # two small programs hide each other's reads of the pool
         return Tiling(64, 64 if head_dim <= 128 else 32, 4, 2)
     if head_dim > 128:
         return Tiling(64, 64, 4, 2) if num_queries <= 64 else Tiling(128, 64, 8, 2)
     return Tiling(64, 64, 4, 3) if num_queries <= 64 else Tiling(128, 128, 8, 3)
+
+
+def _small_tiling(head_dim: int, num_queries: int, noisy: bool, card: Card) -> Tiling:
+    """Without a copy engine, tiles of queries stay in registers and products are those of single warps."""
+    roomy = card.shared_memory >= AMPERE.shared_memory
+    if head_dim > 128:
+        return Tiling(64, 32, 4 if noisy else 8, 2)
+    if noisy or num_queries <= 64:
+        return Tiling(64, 64 if roomy else 32, 4, 2)
+    return Tiling(128, 64 if roomy else 32, 8, 3)
 
 
 def prepare(row: Row, key_bytes: int, tile: Tiling, device: torch.device) -> PreparedPrefill:
@@ -101,6 +114,7 @@ def prepare(row: Row, key_bytes: int, tile: Tiling, device: torch.device) -> Pre
     half = segments[0].bands[0].frequencies.rotary_dim // 2
     bounds = torch.zeros(2, num_bands, total, dtype=torch.int32)
     cos, sin = (torch.zeros(num_bands, total, half, device=device) for _ in range(2))
+    rest = torch.ones(num_bands, total)
     std = torch.zeros(total)
     noisy = 0
     periods: list[int | None] = [None]
@@ -111,6 +125,7 @@ def prepare(row: Row, key_bytes: int, tile: Tiling, device: torch.device) -> Pre
         for b, band in _numbered(segment, num_bands):
             bounds[0, b, at], bounds[1, b, at] = band.start, band.stop
             cos[b, at], sin[b, at] = band.query_tables(device)
+            rest[b, at] = torch.as_tensor(band.logit_scale, dtype=torch.float32)
             period = period_of(segment, band)
             noisy |= (period is not None) << b
             if period not in periods:
@@ -124,6 +139,7 @@ def prepare(row: Row, key_bytes: int, tile: Tiling, device: torch.device) -> Pre
         bounds=bounds.to(device),
         cos=cos,
         sin=sin,
+        rest=rest.to(device),
         gates=gates_of(periods, device),
         std=std.to(device),
         noisy=noisy,

@@ -1,9 +1,12 @@
 """The fused kernels against the definition in fp64, by the 2x rule: at most twice the error of plain attention in the
 same type. On a CPU the kernels run in Triton's interpreter, on small cases; with a GPU they are compiled.
+
+For cards without a copy engine they are chosen, read and cut otherwise: `as_card` has it so on any machine. A GPU then
+runs the code of that card, all but the last translation into its own instructions.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.DPI.attention import api, reference
+from models.DPI.attention import api, cards, reference
 from models.DPI.attention import triton as fused
 from models.DPI.attention.bands import Plan
+from models.DPI.attention.cards import ADA, AMPERE, Card
 from models.DPI.methods import build_method
 from models.DPI.planning import Padding, make_plan
 from tests.models.DPI import oracle
@@ -23,6 +27,8 @@ pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHUNK_FREE: dict[str, Any] = {"chunk_coe": 1, "local_window": 16}
 NOISE: dict[str, Any] = {**CHUNK_FREE, "noise_type": "gaussian"}
+GROUPS: dict[str, Any] = {"group_size": 7, "window_size": 40}
+LOGN = {"temperature": "logn"}
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +48,29 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "new_empty", poison(Tensor.new_empty))
 
 
-def _plan(name: str, params: dict[str, Any], window: int, head_dim: int, padding: Padding, seed: int = 3) -> Plan:
-    return make_plan(build_method(name, params, window), oracle.rope(window, head_dim), padding, seed=seed)
+@pytest.fixture
+def as_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Card], None]]:
+    """Makes the kernels take any device for a card."""
+    from triton import knobs
+
+    from models.DPI.attention.kernels import decode, prefill, rotate
+
+    def forget() -> None:
+        if DEVICE == "cuda":
+            for kernel in (decode.decode_kernel, prefill.prefill_kernel, rotate.rotate_kernel):
+                kernel.device_caches.clear()
+
+    def become(card: Card) -> None:
+        monkeypatch.setattr(cards, "card_of", lambda device: card)
+        monkeypatch.setattr(knobs.runtime, "override_arch", "sm{}{}".format(*card.capability))
+        forget()
+
+    yield become
+    forget()
+
+
+def _plan(name: str, params: dict[str, Any], window: int, rotary_dim: int, padding: Padding, seed: int = 3) -> Plan:
+    return make_plan(build_method(name, params, window), oracle.rope(window, rotary_dim), padding, seed=seed)
 
 
 def _tensors(
@@ -91,7 +118,7 @@ def _check(
 
 @dataclass(frozen=True)
 class Case:
-    """Attention of the last `queries` of `keys` tokens; heads: of queries and of keys."""
+    """Attention of the last `queries` of `keys` tokens; heads: of queries and of keys. rotary_dim: all if None."""
 
     name: str
     method: str
@@ -105,6 +132,7 @@ class Case:
     dtype: torch.dtype = torch.float16
     softcap: float | None = None
     sinks: bool = False
+    rotary_dim: int | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -112,7 +140,7 @@ class Case:
     def run(self, layer: int = 2) -> None:
         q, k, v = _tensors(self.batch, *self.heads, self.queries, self.keys, self.head_dim, self.dtype)
         padding = Padding(None, self.keys - self.queries, self.queries, self.batch)
-        plan = _plan(self.method, self.params, self.window, self.head_dim, padding)
+        plan = _plan(self.method, self.params, self.window, self.rotary_dim or self.head_dim, padding)
         scaling = self.head_dim**-0.5
         sinks = torch.linspace(1.0, 6.0, self.heads[0], dtype=self.dtype, device=DEVICE) if self.sinks else None
         softmax: dict[str, Any] = {"softcap": self.softcap, "sinks": sinks}
@@ -144,6 +172,14 @@ SMALL = [
     Case("all at one distance, log n", "rerope", 210, 70, 64, (2, 1), {"window_size": 20}),
     Case("a map of n", "lampe", 210, 70, 64, (1, 1), {"local_window": 9}),
     Case("shifted", "string", 110, 70, 64, (1, 1), {"shift": 40, "local_window": 9}),
+    Case("heads of 112", "dpi", 131, 37, 112, (2, 1), CHUNK_FREE),
+    Case("heads of 192", "repro_se", 131, 67, 192, (2, 1), GROUPS),
+    Case("half rotates", "dpi", 167, 67, 128, (3, 1), CHUNK_FREE, rotary_dim=64),
+    Case("half rotates, noise", "dpi", 151, 37, 64, (2, 1), NOISE, rotary_dim=32),
+    Case("a quarter rotates, logn", "repro_yarn", 131, 70, 64, (2, 1), {"factor": 4.0} | LOGN, rotary_dim=16),
+    Case("a quarter rotates, all keys' tables", "repro_chunkllama", 219, 70, 96, (2, 1), rotary_dim=24),
+    Case("two fifths rotate, tempered", "repro_se", 131, 40, 80, (2, 1), GROUPS | {"temperature": 1.3}, rotary_dim=32),
+    Case("three quarters rotate", "dpi", 131, 67, 192, (1, 1), CHUNK_FREE, rotary_dim=144),
 ]
 
 
@@ -155,6 +191,29 @@ def test_many_queries(case: Case) -> None:
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_one_query(case: Case) -> None:
     replace(case, queries=1, batch=2).run()
+
+
+def _without_copy_engine(case: Case, card: Card) -> Any:
+    return pytest.param(case, card, id=f"{case}, {'.'.join(map(str, card.capability))}")
+
+
+@pytest.mark.parametrize(
+    ("case", "card"),
+    [
+        _without_copy_engine(Case("chunk-free", "dpi", 177, 131, 64, (2, 1), CHUNK_FREE), AMPERE),
+        _without_copy_engine(Case("SelfExtend", "repro_se", 150, 131, 128, (1, 1), GROUPS), ADA),
+        _without_copy_engine(Case("a narrow head", "dpi", 187, 67, 80, (2, 1), CHUNK_FREE), ADA),
+        _without_copy_engine(Case("noise", "dpi", 201, 69, 64, (2, 1), NOISE), ADA),
+        _without_copy_engine(Case("noise", "dpi", 131, 37, 192, (2, 1), NOISE), AMPERE),
+        _without_copy_engine(Case("a wide head", "dpi", 187, 67, 256, (2, 1), CHUNK_FREE), ADA),
+        _without_copy_engine(Case("sinks", "repro_chunkllama", 157, 40, 112, (2, 1), sinks=True), AMPERE),
+        _without_copy_engine(Case("in part", "dpi", 157, 70, 96, (2, 1), CHUNK_FREE | LOGN, rotary_dim=24), ADA),
+    ],
+)
+@pytest.mark.parametrize("queries", [None, 1])
+def test_without_a_copy_engine(case: Case, card: Card, queries: int | None, as_card: Callable[[Card], None]) -> None:
+    as_card(card)
+    replace(case, batch=queries or 1, queries=queries or case.queries).run()
 
 
 def test_one_query_and_a_stretch_wider_than_a_tile() -> None:
@@ -246,6 +305,25 @@ GRID = [
 def test_grid(number: int, head_dim: int, dtype: torch.dtype) -> None:
     heads = [(4, 4), (8, 2), (7, 1)][(number + fused.HEAD_DIMS.index(head_dim)) % 3]
     replace(GRID[number], window=512, head_dim=head_dim, heads=heads, dtype=dtype, batch=2).run()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("card", "head_dim"), [*((AMPERE, d) for d in fused.HEAD_DIMS), *((ADA, d) for d in (64, 128, 256))]
+)
+@pytest.mark.parametrize("number", range(len(GRID)))
+def test_grid_without_a_copy_engine(number: int, head_dim: int, card: Card, as_card: Callable[[Card], None]) -> None:
+    as_card(card)
+    heads = [(4, 4), (8, 2), (7, 1)][(number + fused.HEAD_DIMS.index(head_dim)) % 3]
+    replace(GRID[number], window=512, head_dim=head_dim, heads=heads, dtype=torch.bfloat16, batch=2).run()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(64, 16), (80, 32), (96, 24), (128, 96), (192, 96), (256, 64)])
+@pytest.mark.parametrize("number", range(len(GRID)))
+def test_grid_of_partly_rotary_heads(number: int, head_dim: int, rotary_dim: int) -> None:
+    case = replace(GRID[number], window=512, head_dim=head_dim, rotary_dim=rotary_dim, heads=(8, 2), batch=2)
+    replace(case, params=case.params | {"temperature": 1.2}).run()
 
 
 @pytest.fixture

@@ -117,6 +117,23 @@ def test_replayed_steps_are_the_steps(model: PreTrainedModel, recorder: _Recorde
     assert recorder.replayed >= 7  # of nine; the first runs to compile, and another where the tables' number changes
 
 
+@pytest.mark.parametrize("model_type", ["stablelm", "glm"])
+def test_heads_that_rotate_in_part(
+    make_model: Callable[..., PreTrainedModel], recorder: _Recorder, model_type: str
+) -> None:
+    """Beside attention by the definition. GLM's components rotate in neighbouring pairs."""
+    shape = {"hidden_size": 64, "head_dim": 64, "num_attention_heads": 1, "num_key_value_heads": 1}
+    made = make_model(WINDOW, model_type, torch.float16, partial_rotary_factor=0.25, initializer_range=0.1, **shape)
+    model = made.to(DEVICE)
+    ids = tokens(1, 46)
+    patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="reference")
+    expected = steps(model, ids, 41, DynamicCache(config=model.config))
+    patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
+    found = steps(model, ids, 41, static(model))
+    torch.testing.assert_close(found, expected, rtol=0, atol=4e-3)
+    assert recorder.replayed >= 3
+
+
 def test_rows_of_different_padding(model: PreTrainedModel, recorder: _Recorder) -> None:
     patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
     ids, mask = padded([47, 40, 53])

@@ -1,13 +1,15 @@
 """Compile what the fused kernels' launches would run on a GPU, without one; as a program, without Triton's interpreter.
 
 Argument: JSON, a list of the arguments of `compile_case`. A line of JSON for each: the kernels' names, bytes of shared
-memory, registers and bytes of stack per thread, tensor core instructions, and stores to shared memory in the loop.
+memory, registers and bytes of stack per thread, tensor core instructions, and in the loop over keys stores to shared
+memory and copies to it that nobody waits for.
 """
 
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from models.DPI.attention import cards
+from models.DPI.attention.cards import ADA, AMPERE, HOPPER, Card
 from models.DPI.attention.kernels import decode, prefill, rotate
 from models.DPI.methods import build_method
 from models.DPI.planning import Padding, make_plan
@@ -27,15 +31,17 @@ from tests.models.DPI import oracle
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 MODULES = {"prefill": prefill, "decode": decode, "rotate": rotate}
+CARDS = {"hopper": HOPPER, "8.0": AMPERE, "8.6": Card((8, 6), ADA.shared_memory), "8.9": ADA}
 _PRODUCT = r"\bHG?MMA\."
+_COPY = r"\b(?:UTMALDG|LDGSTS)\b"
 OPTIONS = {"num_warps", "num_stages", "maxnreg", "enable_fp_fusion", "launch_pdl"}
 
 
 class _Compiler:
     """Stands for a kernel: compiles what would be launched."""
 
-    def __init__(self, kernel: Any, found: list[dict[str, Any]]) -> None:
-        self.kernel, self.found = kernel, found
+    def __init__(self, kernel: Any, card: Card, found: list[dict[str, Any]]) -> None:
+        self.kernel, self.card, self.found = kernel, card, found
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         return self._launch
@@ -44,25 +50,42 @@ class _Compiler:
         names = self.kernel.arg_names
         given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k not in OPTIONS}
         if "DEPENDENT" in given:
-            given["DEPENDENT"] = True  # as on a GPU
+            given["DEPENDENT"] = self.card.has_copy_engine  # as on a GPU
         fixed = self.kernel.do_not_specialize or ()
         kinds = {name: _type_of(given[name], name in kwargs, name not in fixed) for name in names}
-        even = [
-            n for n in names if kinds[n].startswith("*") or (kinds[n] == "i32" and n not in fixed and not given[n] % 16)
-        ]
+        constants: dict[tuple[int, ...], Any] = {}
+        even = []
+        for path, name, value, kind in _parts(names, given, kinds):
+            if kind == "constexpr":
+                constants[path] = value
+            elif kind.startswith("*") or (kind == "i32" and name not in fixed and not value % 16):
+                even.append(path)
         source = ASTSource(
             self.kernel,
             signature=kinds,
-            constexprs={(names.index(n),): given[n] for n, kind in kinds.items() if kind == "constexpr"},
-            attrs={(names.index(n),): [["tt.divisibility", 16]] for n in even},
+            constexprs=constants,
+            attrs={path: [["tt.divisibility", 16]] for path in even},
         )
         options = {name: value for name, value in kwargs.items() if name in OPTIONS}
-        made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        major, minor = self.card.capability
+        made = triton.compile(source, target=GPUTarget("cuda", 10 * major + minor, 32), options=options)
         self.found.append({"name": self.kernel.__name__, "shared": made.metadata.shared, **_read(made.asm["cubin"])})
 
 
-def _type_of(value: Any, constant: bool, specialized: bool) -> str:
+def _parts(names: list[str], given: dict[str, Any], kinds: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """Of each argument, and of each part of those that are tuples: its path, the argument's name, value and type."""
+    for place, name in enumerate(names):
+        if isinstance(given[name], tuple):
+            for part, (value, kind) in enumerate(zip(given[name], kinds[name], strict=True)):
+                yield (place, part), name, value, kind
+        else:
+            yield (place,), name, given[name], kinds[name]
+
+
+def _type_of(value: Any, constant: bool, specialized: bool) -> Any:
     """As Triton's launcher sees it: an argument that is 1 is compiled in."""
+    if isinstance(value, tuple):
+        return tuple(_type_of(part, constant, specialized) for part in value)
     if constant or value is None or (specialized and type(value) is int and value == 1):
         return "constexpr"
     if isinstance(value, TensorDescriptor):
@@ -84,7 +107,14 @@ def _read(cubin: bytes) -> dict[str, int]:
         usage, code = tool("cuobjdump", "-res-usage"), tool("nvdisasm", "-c")
     registers, stack = (int(re.findall(rf"{key}:(\d+)", usage)[0]) for key in ("REG", "STACK"))
     products = len(re.findall(_PRODUCT, code))
-    return {"registers": registers, "stack": stack, "products": products, "loop_stores": _loop_of(code).count("STS.")}
+    loop = _loop_of(code)
+    return {
+        "registers": registers,
+        "stack": stack,
+        "products": products,
+        "loop_stores": len(re.findall(r"\bSTS\b", loop)),
+        "loop_copies": len(re.findall(_COPY, loop)),
+    }
 
 
 def _loop_of(code: str) -> str:
@@ -92,7 +122,7 @@ def _loop_of(code: str) -> str:
     labels = {match[1]: match.start() for match in re.finditer(r"^(\.L_x_\d+):", code, re.MULTILINE)}
     jumps = ((labels[jump[1]], jump.end()) for jump in re.finditer(r"BRA `\((\.L_x_\d+)\)", code))
     runs = (code[first:last] for first, last in jumps if first < last)
-    loops = [run for run in runs if re.search(_PRODUCT, run) and "UTMALDG" in run]
+    loops = [run for run in runs if re.search(_PRODUCT, run) and re.search(_COPY, run)]
     return min(loops, key=len, default="")
 
 
@@ -103,15 +133,22 @@ def compile_case(
     head_dim: int,
     softcap: float | None = None,
     with_sinks: bool = False,
+    card: str = "hopper",
+    rotary_dim: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Every kernel that attention of 8 query heads and 2 key heads on 300 keys launches, W = 64."""
+    """Every kernel that attention of 8 query heads and 2 key heads on 300 keys launches, W = 64. card: of `CARDS`."""
     found: list[dict[str, Any]] = []
     kernels = [(module, f"{name}_kernel") for name, module in MODULES.items()]
     originals = [getattr(module, name) for module, name in kernels]
     for (module, name), kernel in zip(kernels, originals, strict=True):
-        setattr(module, name, _Compiler(kernel, found))
+        setattr(module, name, _Compiler(kernel, CARDS[card], found))
+    card_of = cards.card_of
+    cards.card_of = lambda device: CARDS[card]
     plan = make_plan(
-        build_method(method, params, 64), oracle.rope(64, head_dim), Padding(None, 300 - queries, queries), seed=0
+        build_method(method, params, 64),
+        oracle.rope(64, rotary_dim or head_dim),
+        Padding(None, 300 - queries, queries),
+        seed=0,
     )
     q = torch.zeros(1, 8, queries, head_dim, dtype=torch.bfloat16)
     k = torch.zeros(1, 2, 300, head_dim, dtype=torch.bfloat16)
@@ -122,6 +159,7 @@ def compile_case(
         prefill.attend(q, k, k, plan.rows[0], scaling=1.0, softcap=softcap, sinks=sinks, noise=plan.noise)
     for (module, name), kernel in zip(kernels, originals, strict=True):
         setattr(module, name, kernel)
+    cards.card_of = card_of
     return found
 
 

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from typing import Any
 
+from models.DPI.attention.cards import ADA, AMPERE
 from tests.conftest import ROOT
 
 CHUNK_FREE = {"local_window": 16, "chunk_coe": 1}
 FOUR_BANDS = {"edges": [17, 40, 90], "scales": [2, 3.3, 7]}
 NOISE = CHUNK_FREE | {"noise_type": "gaussian"}
 SHARED_MEMORY = 227 << 10
+PLAIN = (None, False)  # no soft cap, no sinks
 
 
 def _compile(*cases: tuple[Any, ...]) -> list[dict[str, dict[str, int]]]:
@@ -82,3 +84,48 @@ def test_soft_caps_and_sinks() -> None:
     assert sinks_step["decode_kernel"]["stack"] <= 64
     for case in (capped_step, sinks_step):
         assert case["decode_kernel"]["shared"] <= SHARED_MEMORY // 2
+
+
+def test_prefill_without_a_copy_engine() -> None:
+    """Tiles are copied to shared memory ahead, 16 bytes at a time, and multiplied by the tensor cores."""
+    small, noise, wide = _compile(
+        ("dpi", CHUNK_FREE, 100, 128, *PLAIN, "8.6"),
+        ("dpi", NOISE, 100, 64, *PLAIN, "8.9"),
+        ("repro_original", {}, 100, 256, *PLAIN, "8.0"),
+    )
+    for case, shared_memory in ((small, ADA), (noise, ADA), (wide, AMPERE)):
+        kernel = case["prefill_kernel"]
+        assert kernel["shared"] <= shared_memory.shared_memory
+        assert kernel["stack"] <= 64
+        assert kernel["products"] >= 16
+        assert kernel["loop_copies"] >= 4
+        assert kernel["loop_stores"] == 0
+        assert case["rotate_kernel"]["stack"] == 0
+
+
+def test_decoding_without_a_copy_engine() -> None:
+    plain, noise, narrow = _compile(
+        ("dpi", CHUNK_FREE, 1, 128, *PLAIN, "8.6"),
+        ("dpi", NOISE, 1, 64, *PLAIN, "8.0"),
+        ("repro_original", {}, 1, 80, *PLAIN, "8.9"),
+    )
+    for case in (plain, noise, narrow):
+        kernel = case["decode_kernel"]
+        assert kernel["shared"] <= ADA.shared_memory // 2  # two programs per multiprocessor
+        assert kernel["stack"] <= 64
+        assert kernel["products"] >= 16
+        assert kernel["loop_copies"] >= 8
+        assert 0 < kernel["loop_stores"] <= 12  # as in `test_decoding`
+
+
+def test_decoding_of_partly_rotary_heads() -> None:
+    """Of GPT-NeoX, whose quarter of a head begins at no multiple of 16 bytes, and of Phi-4-mini."""
+    quarter, three_quarters = _compile(
+        ("dpi", CHUNK_FREE, 1, 96, *PLAIN, "hopper", 24),
+        ("dpi", CHUNK_FREE, 1, 128, *PLAIN, "hopper", 96),
+    )
+    for case in (quarter, three_quarters):
+        kernel = case["decode_kernel"]
+        assert kernel["shared"] <= SHARED_MEMORY // 2
+        assert kernel["stack"] <= 64
+        assert kernel["products"] >= 16
