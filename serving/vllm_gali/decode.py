@@ -13,7 +13,6 @@ import triton.language as tl
 from torch import Tensor
 
 from vllm_gali.gali_kernels import (
-    _accumulate,
     _merge,
     _merge_warps,
     _rotate,
@@ -76,22 +75,36 @@ def attend(query: Tensor, cache: Tensor, step: Step, scaling: float, out: Tensor
 
 def _stages(relative: bool, block_d: int) -> int:
     """Tiles in flight: what shared memory holds."""
-    return 4 if relative and block_d <= 128 else 3
+    return 5 if relative and block_d <= 128 else 4
 
 
 @triton.jit
-def _load_tile(
-    place,
-    HALF: tl.constexpr,
-    BLOCK_HALF: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Halves of keys and the values, (warps, keys, ...), whose places in the cache are (warps, keys)."""
+def _load_tile(place, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Halves of keys (warps, keys, D/2), and values (warps, D, keys), whose places in the cache are (warps, keys).
+
+    Values are loaded the way round that the tensor cores take them: turned later, they would pass through registers.
+    """
     column = tl.arange(0, BLOCK_HALF)[None, None, :]
-    d = tl.arange(0, BLOCK_D)[None, None, :]
+    d = tl.arange(0, BLOCK_D)[None, :, None]
     k_low = tl.load(place[:, :, None] + column, mask=column < HALF, other=0.0)
     k_high = tl.load(place[:, :, None] + (HALF + column), mask=column < HALF, other=0.0)
-    return k_low, k_high, tl.load(place[:, :, None] + (2 * HALF + d), mask=d < 2 * HALF, other=0.0)
+    return k_low, k_high, tl.load(place[:, None, :] + (2 * HALF + d), mask=d < 2 * HALF, other=0.0)
+
+
+@triton.jit
+def _places(cache, blocks, key, stop, cache_block, cache_token, PAGE: tl.constexpr):
+    """Where keys are. Places behind the last may hold anything, and be other requests': the last is read instead."""
+    key = tl.minimum(key, stop - 1)
+    return cache + tl.load(blocks + key // PAGE).to(tl.int64) * cache_block + (key % PAGE) * cache_token
+
+
+@triton.jit
+def _accumulate(logits, value, acc, top, total):
+    """As `decode._accumulate`, with values (warps, D, keys)."""
+    new_top = tl.maximum(top, tl.max(logits, 1))
+    p = tl.exp2(logits - new_top[:, None, :])
+    shrink = tl.exp2(top - new_top)[:, None, :]
+    return tl.dot(value, p.to(value.dtype), acc * shrink), new_top, total * shrink + p
 
 
 @triton.jit
@@ -155,10 +168,7 @@ def _walk(
             c_key = tl.load(piece.cos + first_key * HALF + near, mask=used, other=0.0)
             s_key = tl.load(piece.sin + first_key * HALF + near, mask=used, other=0.0)
         key = first_key + offset
-        # Places behind the last key may hold anything, and belong to other requests: the last one is read instead.
-        known = tl.minimum(key, piece.stop - 1)
-        block = tl.load(blocks + known // PAGE).to(tl.int64)
-        place = cache + block * cache_block + (known % PAGE) * cache_token
+        place = _places(cache, blocks, key, piece.stop, cache_block, cache_token, PAGE)
         k_low, k_high, value = _load_tile(place, HALF, BLOCK_HALF, BLOCK_D)
         logits = _score(k_low, k_high, c_key, s_key, a, b) * factor
         seen = (offset < step) & (key >= piece.start) & (key < piece.stop)

@@ -7,7 +7,6 @@ from vllm_gali.gali import fused
 if TYPE_CHECKING or fused.__name__.startswith("models."):
     from models.DPI.attention.kernels import prefill
     from models.DPI.attention.kernels.decode import (
-        _accumulate,
         _merge,
         _merge_warps,
         _rotate,
@@ -23,7 +22,6 @@ if TYPE_CHECKING or fused.__name__.startswith("models."):
 else:
     from gali.models.DPI.attention.kernels import prefill
     from gali.models.DPI.attention.kernels.decode import (
-        _accumulate,
         _merge,
         _merge_warps,
         _rotate,
@@ -49,7 +47,6 @@ __all__ = [
     "_MOST_TILES",
     "_SECOND_PROGRAM",
     "Launch",
-    "_accumulate",
     "_merge",
     "_merge_warps",
     "_multiprocessors",
