@@ -90,7 +90,7 @@ class Builder(AttentionMetadataBuilder[Metadata]):  # type: ignore[misc]
                 "gali: a step whose attention is not causal; methods are for models that attend to the past"
             )
         starts = step.query_start_loc_cpu.tolist()
-        lengths = _lengths_of(step).tolist()[: step.num_reqs]
+        lengths = _lengths_of(step)
         segments = [
             self.engine.method.segments(self.engine.rope, length - (stop - start), length) if start < stop else []
             for start, stop, length in zip(starts, starts[1:], lengths, strict=False)
@@ -98,14 +98,16 @@ class Builder(AttentionMetadataBuilder[Metadata]):  # type: ignore[misc]
         return Metadata(paged.Batch(starts, lengths, step.block_table_tensor, segments, kept=self.kept))
 
 
-def _lengths_of(step: CommonAttentionMetadata) -> Tensor:
-    """Tokens of each request, on the CPU: reading them from a GPU would wait for all that it has to do.
+def _lengths_of(step: CommonAttentionMetadata) -> list[int]:
+    """Tokens of each request, from the CPU: reading them from a GPU would wait for all that it has to do.
 
     The bound that vLLM gives is exact but for speculative decoding, which is refused.
     """
-    if step.seq_lens.device.type == "cpu" or step.seq_lens_cpu_upper_bound is None:
-        return step.seq_lens
-    return step.seq_lens_cpu_upper_bound
+    lengths: Tensor = step.seq_lens
+    if lengths.device.type != "cpu" and step.seq_lens_cpu_upper_bound is not None:
+        lengths = step.seq_lens_cpu_upper_bound
+    found: list[int] = lengths[: step.num_reqs].tolist()
+    return found
 
 
 class Impl(AttentionImpl[Metadata]):  # type: ignore[misc]

@@ -38,11 +38,11 @@ def attend(query: Tensor, cache: Tensor, step: Step, scaling: float, out: Tensor
     if query.is_cuda:  # Triton's interpreter does not know it
         options["launch_pdl"] = True
     for pieces in step.launches:
-        count = pieces.records.shape[0] if recording else pieces.count
+        count = pieces.records.shape[0] if recording else pieces.used
         if count == 0:
             continue
         with on(query.device):
-            decode_pages_kernel[count, kv_heads](
+            decode_pages_kernel[kv_heads, count](
                 query,
                 cache,
                 step.block_table,
@@ -215,9 +215,9 @@ def decode_pages_kernel(
     """See `attend`, and `Step` for what it reads. Strides are in elements."""
     if DEPENDENT:  # launched before the kernel ahead of it in the stream has ended
         tl.extra.cuda.gdc_wait()
-    kv_head = tl.program_id(1)
-    piece = load_piece(records, tl.program_id(0))
-    if piece.count > 0:
+    kv_head = tl.program_id(0)  # heads of a block, which lie side by side, are read at the same time
+    piece = load_piece(records, tl.program_id(1))
+    if piece.share > 0:
         member = tl.arange(0, BLOCK_GROUP)
         head = kv_head * GROUP + tl.minimum(member, GROUP - 1)
         column = tl.arange(0, BLOCK_HALF)[None, :, None]
@@ -250,14 +250,14 @@ def decode_pages_kernel(
 
         d = tl.arange(0, BLOCK_D)
         real = (member < GROUP)[None, :] & (d < 2 * HALF)[:, None]
-        first_part = (piece.first * num_kv_heads + kv_head * piece.count).to(tl.int64)
+        first_part = (piece.first * num_kv_heads + kv_head * piece.share).to(tl.int64)
         parts += first_part * BLOCK_D * BLOCK_MEMBERS
         log_totals += first_part * BLOCK_MEMBERS
         tl.store(parts + (piece.number * BLOCK_D + d[:, None]) * BLOCK_MEMBERS + member[None, :], mean, mask=real)
         tl.store(log_totals + piece.number * BLOCK_MEMBERS + member, log_total, mask=member < GROUP)
         tl.debug_barrier()
         arrival = arrivals + piece.row * num_kv_heads + kv_head
-        if tl.atomic_add(arrival, 1, sem="acq_rel") == piece.count - 1:
+        if tl.atomic_add(arrival, 1, sem="acq_rel") == piece.share - 1:
             tl.store(arrival, 0)  # for the next launch
             _merge(
                 parts,
@@ -266,7 +266,7 @@ def decode_pages_kernel(
                 out_head,
                 None,
                 None,
-                piece.count,
+                piece.share,
                 GROUP,
                 BLOCK_MEMBERS,
                 HALF,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from models.DPI.attention import sdpa
     from models.DPI.attention import triton as fused
-    from models.DPI.attention.bands import Plan, Row, Segment
+    from models.DPI.attention.bands import Band, Plan, Row, Segment
     from models.DPI.methods import Method, Rope, build_method
     from models.DPI.methods.base import frequencies_of
     from models.mistakes import complaints
@@ -13,7 +13,7 @@ else:
     try:
         from gali.models.DPI.attention import sdpa
         from gali.models.DPI.attention import triton as fused
-        from gali.models.DPI.attention.bands import Plan, Row, Segment
+        from gali.models.DPI.attention.bands import Band, Plan, Row, Segment
         from gali.models.DPI.methods import Method, Rope, build_method
         from gali.models.DPI.methods.base import frequencies_of
         from gali.models.mistakes import complaints
@@ -23,7 +23,7 @@ else:
         try:
             from models.DPI.attention import sdpa
             from models.DPI.attention import triton as fused
-            from models.DPI.attention.bands import Plan, Row, Segment
+            from models.DPI.attention.bands import Band, Plan, Row, Segment
             from models.DPI.methods import Method, Rope, build_method
             from models.DPI.methods.base import frequencies_of
             from models.mistakes import complaints
@@ -37,6 +37,7 @@ else:
             ) from None
 
 __all__ = [
+    "Band",
     "Method",
     "Plan",
     "Rope",

@@ -15,7 +15,7 @@ if TYPE_CHECKING or fused.__name__.startswith("models."):
         _score,
     )
     from models.DPI.attention.kernels.launching import on, power_of_2
-    from models.DPI.attention.kernels.pieces import _MOST_TILES, _SECOND_PROGRAM, DECODE_KEYS, _multiprocessors, _steps
+    from models.DPI.attention.kernels.pieces import _MOST_TILES, DECODE_KEYS, _multiprocessors, _steps
     from models.DPI.attention.kernels.softmax import softcap_factors
     from models.DPI.attention.kernels.tiles import _KEY_BYTES
     from models.DPI.attention.prepared import Launch
@@ -32,7 +32,6 @@ else:
     from gali.models.DPI.attention.kernels.launching import on, power_of_2
     from gali.models.DPI.attention.kernels.pieces import (
         _MOST_TILES,
-        _SECOND_PROGRAM,
         DECODE_KEYS,
         _multiprocessors,
         _steps,
@@ -45,7 +44,6 @@ __all__ = [
     "DECODE_KEYS",
     "_KEY_BYTES",
     "_MOST_TILES",
-    "_SECOND_PROGRAM",
     "Launch",
     "_merge",
     "_merge_warps",

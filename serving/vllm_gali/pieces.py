@@ -13,10 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vllm_gali.gali import Segment
+from vllm_gali.gali import Band, Segment
 from vllm_gali.gali_kernels import (
     _MOST_TILES,
-    _SECOND_PROGRAM,
     DECODE_KEYS,
     _multiprocessors,
     _steps,
@@ -26,6 +25,13 @@ from vllm_gali.gali_kernels import (
 WARPS = 4
 # Room for records to begin with, and the parts that a merge looks at.
 _RECORDS, _PARTS = 64, 64
+# Of the time of two programs on a multiprocessor, what one takes for its half. Measured on an H100: the threads of one
+# ask for keys more slowly than memory gives them.
+_ALONE = 0.7
+# What a piece costs besides its tiles, in tiles: tables to read, parts to merge.
+_EACH = 1.5
+# Pieces for each program that runs at a time, at most.
+_TURNS = 16
 # Bands times sizes of pieces that are tried for a step: a quarter of a millisecond.
 _TRIALS = 1 << 15
 
@@ -35,7 +41,7 @@ class Piece(NamedTuple):
 
     row: of the block table. token: the query among those of the step. table: the band's row of the query tables.
     start, stop: the band's keys start ... stop - 1. step: keys of a tile. cos, sin: addresses of the band's key tables.
-    first, count: the number of the request's first piece and how many it has; 0: an idle program. number: of this one
+    first, share: the number of the request's first piece, and how many it has; 0: an idle program. number: of this one
     among them.
     """
 
@@ -50,7 +56,7 @@ class Piece(NamedTuple):
     cos: int
     sin: int
     first: int
-    count: int
+    share: int
     number: int
 
 
@@ -75,7 +81,7 @@ def load_piece(
     COS: tl.constexpr = _AT.cos,
     SIN: tl.constexpr = _AT.sin,
     FIRST: tl.constexpr = _AT.first,
-    COUNT: tl.constexpr = _AT.count,
+    SHARE: tl.constexpr = _AT.share,
     NUMBER: tl.constexpr = _AT.number,
 ):
     """The `Piece` of record `number`: int32 numbers, and pointers to fp32 tables."""
@@ -92,7 +98,7 @@ def load_piece(
         cos=tl.multiple_of(tl.load(record + COS).to(tl.pointer_type(tl.float32)), 16),
         sin=tl.multiple_of(tl.load(record + SIN).to(tl.pointer_type(tl.float32)), 16),
         first=tl.load(record + FIRST).to(tl.int32),
-        count=tl.load(record + COUNT).to(tl.int32),
+        share=tl.load(record + SHARE).to(tl.int32),
         number=tl.load(record + NUMBER).to(tl.int32),
     )
 
@@ -140,10 +146,10 @@ def copy(values: Tensor, target: Tensor) -> None:
 
 
 class Pieces(NamedTuple):
-    """Those whose tiles begin at multiples of their band's cycle, or all others. records: (count or more, columns)."""
+    """Those whose tiles begin at multiples of their band's cycle, or all others. records: (used or more, columns)."""
 
     records: Tensor
-    count: int
+    used: int
     relative: bool
 
 
@@ -187,7 +193,9 @@ def prepare(
     bands, queries, key_tables = _bands_of(requests, device)
     pieces = _cut(bands, _multiprocessors(device) / kv_heads)
     records, relative = pieces[:, :-1], pieces[:, -1] == 1
-    most = int(records[:, _AT.count].max())
+    most = int(records[:, _AT.share].max())
+    by_size = (records[:, _AT.low] - records[:, _AT.high]).argsort(stable=True)  # programs begin in this order
+    records, relative = records[by_size], relative[by_size]
     group, half = heads // kv_heads, head_dim // 2
     block_d, members = power_of_2(head_dim), power_of_2(group)
     launches = []
@@ -227,7 +235,8 @@ def _bands_of(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Each band as one piece, uncut, and whether its tiles are relative, (bands, columns + 1); queries; key tables."""
     rows: list[list[int]] = []
-    queries, tables = [], []
+    bands: list[Band] = []
+    tables: list[Tensor] = []
     for row, token, segment in requests:
         seen = [band for band in segment.bands if band.start[0] < band.stop[0]]
         for band in seen or segment.bands[:1]:  # a query that sees no key gets zeros, from a piece without tiles
@@ -247,14 +256,27 @@ def _bands_of(
                 cos=cos.data_ptr(),
                 sin=sin.data_ptr(),
                 first=0,
-                count=0,
+                share=0,
                 number=0,
             )
             rows.append([*piece, int(cycle_step > 0)])
-            queries += [table[0] for table in band.query_tables(torch.device("cpu"))]
+            bands.append(band)
             tables += [cos, sin]
     flat = [column for row in rows for column in row]  # flat, because nested lists take ten times as long
-    return torch.tensor(flat).view(len(rows), _COLUMNS + 1), torch.stack(queries).view(len(rows), 2, -1), tables
+    return torch.tensor(flat).view(len(rows), _COLUMNS + 1), _queries_of(bands), tables
+
+
+def _queries_of(bands: Sequence[Band]) -> Tensor:
+    """Cosines and sines of the bands' only queries, (bands, 2, D/2) fp32, as `Band.query_tables`, all at once."""
+    half = bands[0].frequencies.rotary_dim // 2
+    positions = torch.stack([band.query_positions.reshape(-1).expand(half) for band in bands])
+    scales = torch.tensor([float(band.query_scale * band.logit_scale) for band in bands], dtype=torch.float64)
+    found = torch.empty(len(bands), 2, half)
+    for frequencies in {band.frequencies for band in bands}:
+        at = torch.tensor([number for number, band in enumerate(bands) if band.frequencies is frequencies])
+        cos, sin = frequencies.tables(positions[at], torch.device("cpu"), scale=scales[at])
+        found[at] = torch.stack((cos, sin), dim=1)
+    return found
 
 
 def _cut(bands: Tensor, per_head: float) -> Tensor:
@@ -265,12 +287,11 @@ def _cut(bands: Tensor, per_head: float) -> Tensor:
     of_band = torch.repeat_interleave(torch.arange(len(bands)), cuts)
     number = torch.arange(len(of_band)) - (cuts.cumsum(0) - cuts)[of_band]  # of the piece in its band
     pieces = bands[of_band]
-    low, count, cut = pieces[:, _AT.low].clone(), counts[of_band], cuts[of_band]
-    pieces[:, _AT.low] = low + number * count // cut
-    pieces[:, _AT.high] = low + (number + 1) * count // cut
+    pieces[:, _AT.low] += number * share
+    pieces[:, _AT.high] = torch.minimum(pieces[:, _AT.low] + share, pieces[:, _AT.high])
     _, of_request, sizes = torch.unique_consecutive(pieces[:, _AT.row], return_inverse=True, return_counts=True)
     first = (sizes.cumsum(0) - sizes)[of_request]
-    pieces[:, _AT.first], pieces[:, _AT.count] = first, sizes[of_request]
+    pieces[:, _AT.first], pieces[:, _AT.share] = first, sizes[of_request]
     pieces[:, _AT.number] = torch.arange(len(pieces)) - first
     return pieces
 
@@ -278,18 +299,22 @@ def _cut(bands: Tensor, per_head: float) -> Tensor:
 def _best_share(counts: Tensor, per_head: float) -> int:
     """Tiles of a piece at most, so that all pieces, of these bands, are done soonest.
 
-    counts: (bands,) int64. per_head: multiprocessors for each key head. One program on each multiprocessor runs at
-    twice the speed of two, and a piece costs `_SECOND_PROGRAM` tiles besides its own.
+    counts: (bands,) int64. per_head: multiprocessors for each key head. Each runs two programs at a time, which read
+    what there is to read; one alone takes `_ALONE` of the time. A piece costs `_EACH` tiles besides its own.
     """
-    total, longest = int(counts.sum()), int(counts.max())
+    longest = min(int(counts.max()), _MOST_TILES)
     one, two = max(1, int(per_head)), max(1, int(2 * per_head))
-    least = max(2, min(-(-total // two), longest, _MOST_TILES))
-    shares = torch.arange(least, max(least, min(longest, _MOST_TILES)) + 1)
+    fewest = max(2, min(-(-int(counts.sum()) // (_TURNS * two)), longest))
+    shares = torch.arange(fewest, max(fewest, longest) + 1)
     shares = shares[:: -(-len(shares) * len(counts) // _TRIALS)]
-    cuts = (-(-counts // shares[:, None])).clamp(min=1)
-    pieces = cuts.sum(1).double()
-    most = (-(-counts // cuts)).amax(1).double()
-    in_turn = 2 * (total + _SECOND_PROGRAM * pieces) / two + most
-    side_by_side = 2 * most + _SECOND_PROGRAM
-    cost = torch.where(pieces <= one, most, torch.where(pieces <= two, side_by_side, in_turn))
-    return int(shares[cost.argmin()])
+    rest = counts % shares[:, None]
+    large, small = 2 * rest > shares[:, None], torch.where(2 * rest > shares[:, None], 0, rest)
+    full = (counts // shares[:, None] + large).sum(1).double()
+    pieces = full + (small > 0).sum(1)
+    most = torch.where((counts >= shares[:, None]).any(1), shares, rest.amax(1)) + _EACH
+    # The longest begin first: full pieces go in turns, small ones where the last turn leaves programs without one.
+    turns = (full / two).ceil()
+    left = small.sum(1) + _EACH * (small > 0).sum(1) - (turns * two - full) * most
+    behind = torch.where(left > 0, left / two + small.amax(1) / 2, 0.0)
+    together = torch.maximum(turns * most + behind, most)
+    return int(shares[torch.where(pieces <= one, _ALONE * most, together).argmin()])

@@ -3,6 +3,7 @@ of `tests/models/DPI/attention/test_triton.py`. On a CPU they run in Triton's in
 """
 
 import functools
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -275,12 +276,21 @@ def test_pieces_hold_every_tile_once(tiles: list[int], per_head: float) -> None:
         assert of_row == list(range(of_row[0], of_row[0] + len(of_row)))
         for place, number in enumerate(of_row):
             piece = found[number]
-            assert (piece.first, piece.count, piece.number) == (of_row[0], len(of_row), place)
+            assert (piece.first, piece.share, piece.number) == (of_row[0], len(of_row), place)
 
 
-def test_one_request_of_16384_keys_on_132_multiprocessors() -> None:
-    """As `kernels.test_pieces`: 196 tiles of the head and 64 of the tail, 16.5 programs per key head."""
-    assert pieces._best_share(torch.tensor([196, 64]), 16.5) == 17
+@pytest.mark.parametrize("tiles", [[196, 64], [512, 33], [2050, 33], [2050, 33] * 8, [2050, 33, 5, 3, 200], [40] * 99])
+def test_pieces_are_done_soon(tiles: list[int]) -> None:
+    """On 132 multiprocessors for 8 key heads, each piece begun where a program has ended: a tenth above the least."""
+    bands = torch.zeros(len(tiles), len(pieces.Piece._fields) + 1, dtype=torch.int64)
+    bands[:, pieces._AT.high] = torch.tensor(tiles)
+    bands[:, pieces._AT.row] = torch.arange(len(tiles)) // 2
+    found = pieces._cut(bands, 16.5)
+    lengths = sorted((found[:, pieces._AT.high] - found[:, pieces._AT.low]).tolist(), reverse=True)
+    ends = [0.0] * 33
+    for length in lengths:
+        heapq.heapreplace(ends, ends[0] + length)
+    assert max(ends) <= 1.1 * sum(tiles) / 33 + 1
 
 
 def test_the_workspace_holds_what_a_layer_makes(monkeypatch: pytest.MonkeyPatch) -> None:
