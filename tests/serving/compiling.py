@@ -1,6 +1,6 @@
 """Compile what the kernels for the paged cache would run on a GPU, without one; as a program, without Triton's
-interpreter. Argument: JSON, a list of the arguments of `compile_case`; prints as
-`tests.models.DPI.attention.kernels.compiling`.
+interpreter. Argument: JSON, a list of the arguments of `compile_case`. A line of JSON for each, as
+`tests.models.DPI.attention.kernels.compiling` prints them. `serving` must be on PYTHONPATH.
 """
 
 import json
@@ -18,7 +18,7 @@ KERNELS = ((decode, "decode_pages_kernel"), (pages, "read_kernel"), (pages, "wri
 
 
 def compile_case(method: str, params: dict[str, Any], head_dim: int, page: int) -> list[dict[str, Any]]:
-    """The kernels of this folder that two requests launch, one of them decoding: 8 query heads, 2 key heads, W = 64."""
+    """The plug-in's kernels for a request of 300 keys: 8 query heads, 2 key heads, W = 64."""
     found: list[dict[str, Any]] = []
     originals = [getattr(module, name) for module, name in KERNELS]
     for (module, name), kernel in zip(KERNELS, originals, strict=True):
@@ -29,10 +29,9 @@ def compile_case(method: str, params: dict[str, Any], head_dim: int, page: int) 
     cache = torch.zeros(9, 2, page, 2 * head_dim, dtype=torch.bfloat16)
     table = torch.zeros(2, 64, dtype=torch.int32)
     cuda.attend(query, cache, paged.Batch([0, 1], [300], table, [built.segments(rope, 299, 300)]), 1.0, query)
-    prefill = cuda.Prefill(slice(0, 9), table[0], None)
     tables = torch.zeros(2, 4, dtype=torch.int64)
     rotated, values = cache.new_empty(2, 2, 300, head_dim), cache.new_empty(2, 300, head_dim)
-    pages.read(cache, prefill.blocks, tables, rotated, values, 0, 300, True)
+    pages.read(cache, table[0], tables, rotated, values, 0, 300, True)
     pages.write(query, query, cache, torch.zeros(1, dtype=torch.int64))
     for (module, name), kernel in zip(KERNELS, originals, strict=True):
         setattr(module, name, kernel)
@@ -40,7 +39,6 @@ def compile_case(method: str, params: dict[str, Any], head_dim: int, page: int) 
 
 
 if __name__ == "__main__":
-    sys.path.append("serving")
     for case in json.loads(sys.argv[1]):
         seen = {json.dumps(one) for one in compile_case(*case)}
         sys.stdout.write(json.dumps([json.loads(one) for one in sorted(seen)]) + "\n")
