@@ -213,6 +213,7 @@ def test_steps_stay_in_the_tensors_of_those_before() -> None:
         (room,) = cache.kept.values()
         signatures.append(room.step.signature)
         assert not room.step.arrivals.any()
+        assert all(not launch.records[launch.used :].any() for launch in room.step.launches)
     assert len(set(signatures)) == 1
 
 
