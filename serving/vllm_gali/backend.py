@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig, get_current_vllm_config
+from vllm.platforms import current_platform
 from vllm.v1.attention.backend import (
     AttentionBackend,
     AttentionImpl,
@@ -17,7 +18,7 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.kv_cache_interface import KVCacheLayout
 
-from vllm_gali import paged, rotary
+from vllm_gali import cuda, paged, rotary
 from vllm_gali.settings import engine_of, settings_of
 
 
@@ -77,6 +78,7 @@ class Builder(AttentionMetadataBuilder[Metadata]):  # type: ignore[misc]
         """See the base class."""
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self.engine = engine_of(vllm_config)
+        self.kept: dict[Any, Any] = {}
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
@@ -88,12 +90,24 @@ class Builder(AttentionMetadataBuilder[Metadata]):  # type: ignore[misc]
                 "gali: a step whose attention is not causal; methods are for models that attend to the past"
             )
         starts = step.query_start_loc_cpu.tolist()
-        lengths = step.seq_lens.tolist()[: step.num_reqs]
+        lengths = _lengths_of(step)
         segments = [
             self.engine.method.segments(self.engine.rope, length - (stop - start), length) if start < stop else []
             for start, stop, length in zip(starts, starts[1:], lengths, strict=False)
         ]
-        return Metadata(paged.Batch(starts, lengths, step.block_table_tensor, segments))
+        return Metadata(paged.Batch(starts, lengths, step.block_table_tensor, segments, kept=self.kept))
+
+
+def _lengths_of(step: CommonAttentionMetadata) -> list[int]:
+    """Tokens of each request, from the CPU: reading them from a GPU would wait for all that it has to do.
+
+    The bound that vLLM gives is exact but for speculative decoding, which is refused.
+    """
+    lengths: Tensor = step.seq_lens
+    if lengths.device.type != "cpu" and step.seq_lens_cpu_upper_bound is not None:
+        lengths = step.seq_lens_cpu_upper_bound
+    found: list[int] = lengths[: step.num_reqs].tolist()
+    return found
 
 
 class Impl(AttentionImpl[Metadata]):  # type: ignore[misc]
@@ -141,12 +155,24 @@ class Impl(AttentionImpl[Metadata]):  # type: ignore[misc]
         self.scale = float(scale)
         self.num_kv_heads = num_kv_heads or num_heads
         self.kv_cache_dtype = kv_cache_dtype
+        self.workspace = self._workspace() if current_platform.device_type == "cuda" else 0
+
+    def _workspace(self) -> int:
+        """Bytes that the kernels on CUDA need besides the cache. Raises ValueError where they cannot run."""
+        config = get_current_vllm_config()
+        shape = cuda.Shape(self.num_heads, self.num_kv_heads, self.head_size)
+        why = cuda.obstacle(shape, config.model_config.dtype, torch.device("cuda", torch.cuda.current_device()))
+        if why:
+            raise ValueError(f"gali: the kernels that read the paged cache cannot run here: {why}")
+        length, engine = config.model_config.max_model_len, engine_of(config)
+        bands = len(engine.method.segments(engine.rope, length - 1, length)[-1].bands)
+        return cuda.workspace(shape, bands, length, config.scheduler_config.max_num_batched_tokens)
 
     def do_kv_cache_update(
         self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
     ) -> None:
         """Write a step's keys, as they are, and values into the cache."""
-        paged.write(key, value, kv_cache, slot_mapping)
+        paged.IMPLEMENTATIONS[key.device.type].write(key, value, kv_cache, slot_mapping)
 
     def forward(
         self,
@@ -163,7 +189,9 @@ class Impl(AttentionImpl[Metadata]):  # type: ignore[misc]
         """Attention of a step's queries, (N, H, D), into `output`."""
         if output_scale is not None or output_block_scale is not None:
             raise ValueError("gali: a quantised output fused with attention is not supported")
-        if attn_metadata is None:  # vLLM measures memory without a cache
+        if attn_metadata is None:  # vLLM measures memory without a cache, and leaves what it finds in use free
+            torch.empty(self.workspace, dtype=torch.uint8, device=query.device)
             return output.zero_()
-        paged.IMPLEMENTATIONS[query.device.type](query, kv_cache, attn_metadata.batch, self.scale, output)
+        attend = paged.IMPLEMENTATIONS[query.device.type].attend
+        attend(query, kv_cache, attn_metadata.batch, self.scale, output)
         return output

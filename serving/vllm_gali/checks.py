@@ -8,7 +8,7 @@ from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-from vllm_gali.gali import build_method
+from vllm_gali.gali import build_method, fused
 from vllm_gali.paged import IMPLEMENTATIONS
 from vllm_gali.settings import Settings
 
@@ -51,7 +51,7 @@ def check_method(settings: Settings, window: int | None = None, max_model_len: i
 
 def check_engine(config: VllmConfig) -> None:
     """Raise ValueError, with all reasons in one line, if an engine of this configuration cannot have a method."""
-    found = [*_model(config), *_engine(config)]
+    found = [*_model(config), *_engine(config), *_kernels(config)]
     if found:
         raise ValueError(f"gali: {'; '.join(found)}")
 
@@ -123,3 +123,24 @@ def _engine(config: VllmConfig) -> Iterator[str]:
     for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         if getattr(parallel, name) > 1:
             yield f"{name} = {getattr(parallel, name)} spreads a request's keys over devices"
+
+
+def _kernels(config: VllmConfig) -> Iterator[str]:
+    """What the kernels for CUDA cannot do, as far as it is known without a GPU: the rest is asked as layers are built,
+    in the process that has one.
+    """
+    if current_platform.device_type != "cuda":
+        return
+    model = config.model_config
+    types = [str(dtype).removeprefix("torch.") for dtype in fused.DTYPES]
+    dtype, cache_dtype = str(model.dtype).removeprefix("torch."), config.cache_config.cache_dtype
+    if dtype not in types:
+        yield f"dtype = {dtype!r}; the kernels for CUDA take {' and '.join(types)}"
+    elif cache_dtype in _CACHE_TYPES and cache_dtype not in ("auto", dtype):
+        yield f"kv_cache_dtype = {cache_dtype!r} and dtype = {dtype!r}; on CUDA the two must be equal, leave it out"
+    if model.get_head_size() not in fused.HEAD_DIMS:
+        yield f"the model's head_dim = {model.get_head_size()}; the kernels for CUDA take {_listed(fused.HEAD_DIMS)}"
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers))

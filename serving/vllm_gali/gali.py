@@ -4,14 +4,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from models.DPI.attention import sdpa
-    from models.DPI.attention.bands import Segment
+    from models.DPI.attention import triton as fused
+    from models.DPI.attention.bands import Band, Plan, Row, Segment
     from models.DPI.methods import Method, Rope, build_method
     from models.DPI.methods.base import frequencies_of
     from models.mistakes import complaints
 else:
     try:
         from gali.models.DPI.attention import sdpa
-        from gali.models.DPI.attention.bands import Segment
+        from gali.models.DPI.attention import triton as fused
+        from gali.models.DPI.attention.bands import Band, Plan, Row, Segment
         from gali.models.DPI.methods import Method, Rope, build_method
         from gali.models.DPI.methods.base import frequencies_of
         from gali.models.mistakes import complaints
@@ -20,7 +22,8 @@ else:
             raise
         try:
             from models.DPI.attention import sdpa
-            from models.DPI.attention.bands import Segment
+            from models.DPI.attention import triton as fused
+            from models.DPI.attention.bands import Band, Plan, Row, Segment
             from models.DPI.methods import Method, Rope, build_method
             from models.DPI.methods.base import frequencies_of
             from models.mistakes import complaints
@@ -34,11 +37,15 @@ else:
             ) from None
 
 __all__ = [
+    "Band",
     "Method",
+    "Plan",
     "Rope",
+    "Row",
     "Segment",
     "build_method",
     "complaints",
     "frequencies_of",
+    "fused",
     "sdpa",
 ]

@@ -1,15 +1,13 @@
-"""Attention over bands on a paged cache of un-rotated keys. One implementation for each type of device.
-
-What a CUDA kernel that reads the block table itself needs is in `Batch`: it takes the place of `gather` in
-`IMPLEMENTATIONS`, and the rest stays.
-"""
+"""Attention over bands on a paged cache of un-rotated keys. One implementation for each type of device."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vllm_gali import cuda
 from vllm_gali.gali import Segment, sdpa
 
 
@@ -20,12 +18,15 @@ class Batch:
     starts: of each request's queries among those of the step, and the end of the last, R + 1. lengths: tokens of each
     request, those of this step included, R. block_table: (R, blocks) int32, where its keys are.
     segments: each request's bands; none where it has no query.
+    prepared: what an implementation makes of the batch for all layers. kept: what it keeps from batch to batch.
     """
 
     starts: Sequence[int]
     lengths: Sequence[int]
     block_table: Tensor
     segments: Sequence[Sequence[Segment]]
+    prepared: dict[Any, Any] = field(default_factory=dict, repr=False)
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False)
 
 
 def write(key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:
@@ -57,7 +58,12 @@ def gather(query: Tensor, cache: Tensor, batch: Batch, scaling: float, out: Tens
         out[at] = found[0].transpose(0, 1)
 
 
-Implementation = Callable[[Tensor, Tensor, Batch, float, Tensor], None]
+class Implementation(NamedTuple):
+    """Of one type of device. attend: see `gather`. write: see `write`."""
 
-IMPLEMENTATIONS: dict[str, Implementation] = {"cpu": gather}
+    attend: Callable[[Tensor, Tensor, Batch, float, Tensor], None]
+    write: Callable[[Tensor, Tensor, Tensor, Tensor], None]
+
+
+IMPLEMENTATIONS = {"cpu": Implementation(gather, write), "cuda": Implementation(cuda.attend, cuda.write)}
 """By the type of device. What is not here is refused when an engine starts."""

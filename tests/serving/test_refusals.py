@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,12 +154,37 @@ def test_another_version_of_vllm(configure: Configure, monkeypatch: pytest.Monke
 
 
 def test_a_device_without_attention(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm_gali import paged
+    from vllm_gali import checks, paged
 
     monkeypatch.setattr(paged, "IMPLEMENTATIONS", {})
-    monkeypatch.setattr("vllm_gali.checks.IMPLEMENTATIONS", {"cuda": paged.gather})
+    monkeypatch.setattr(checks, "IMPLEMENTATIONS", {"cuda": paged.gather})
     with pytest.raises(ValueError, match="the device is cpu, and this plug-in has attention for cuda alone"):
         configure(GALI)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "said"),
+    [
+        ({}, {}, "dtype = 'float32'; the kernels for CUDA take bfloat16 and float16"),
+        ({"dtype": "bfloat16", "kv_cache_dtype": "float16"}, {}, "kv_cache_dtype = 'float16' and dtype = 'bfloat16'"),
+        ({"dtype": "bfloat16"}, {"head_dim": 72}, "head_dim = 72; the kernels for CUDA take 64, 80, 96, 128, 256"),
+        ({"dtype": "float16", "kv_cache_dtype": "fp8"}, {}, "kv_cache_dtype = 'fp8'"),
+    ],
+)
+def test_what_the_kernels_for_cuda_cannot_do(
+    configure: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    options: dict[str, Any],
+    changes: dict[str, Any],
+    said: str,
+) -> None:
+    configure(GALI)  # imports vllm_gali.checks
+    monkeypatch.setattr("vllm_gali.checks.current_platform", SimpleNamespace(device_type="cuda"))
+    with pytest.raises(ValueError, match=said) as error:
+        configure(GALI, model=with_config(tmp_path / "model", **changes), **options)
+    assert "\n" not in str(error.value)
+    assert configure(GALI, dtype="bfloat16").model_config.max_model_len == 4096
 
 
 def test_more_than_the_window_needs_no_environment_variable(configure: Configure) -> None:

@@ -4,6 +4,8 @@ A program walks through its bands. In each, the key tiles that every query of th
 on a boundary are masked, and are the only ones that two bands may both compute. Softmax is in base 2, on line.
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -43,8 +45,13 @@ def attend(
     noise: Noise | None = None,
     layer: int = 0,
     lse: Tensor | None = None,
+    rotate_keys: Callable[[Tensor, Tensor, Launch], None] | None = None,
 ) -> Tensor:
-    """See `triton.attend`."""
+    """See `triton.attend`.
+
+    rotate_keys: writes a launch's keys to their slots, (k, rotated, launch) as `_rotate_keys`, where they come from
+    elsewhere; k then gives their shape alone. It is called ahead of each launch, and may write v ahead of the first.
+    """
     batch, heads, num_queries, head_dim = q.shape
     kv_heads, num_keys = k.shape[1], k.shape[2]
     q, k, v = readable(q), readable(k), readable(v)
@@ -67,7 +74,7 @@ def attend(
     keys = rows_of(rotated.flatten(0, 2), tile.keys, block_d, card.has_copy_engine)
     values = rows_of(v, tile.keys, block_d, card.has_copy_engine)
     for launch in prepared.launches:
-        _rotate_keys(k, rotated, launch)
+        (rotate_keys or _rotate_keys)(k, rotated, launch)
         num_tiles = launch.tiles.shape[0]
         with on(q.device):
             prefill_kernel[(num_tiles * heads * batch,)](
