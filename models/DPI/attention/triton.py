@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.DPI.attention import triton_gradients
 from models.DPI.attention.bands import Plan, Row
 from models.DPI.attention.noise import Noise
 from models.DPI.attention.prepared import PreparedStep, StepKey
@@ -64,8 +65,12 @@ def attend(
 
     q: (B, H, T, D), the row's queries; k, v: (B, Hkv, N, D), its keys; bf16 or fp16, un-rotated, no padding.
     softcap, sinks: see `api.attend`. lse: (B, H, T) fp32, contiguous, receives the log-sum-exps, sinks included.
-    Returns (B, H, T, D), contiguous as (B, T, H, D).
+    Returns (B, H, T, D), contiguous as (B, T, H, D). Gradients are right where `triton_gradients.obstacle` has none.
     """
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, sinks)):
+        if noise is not None:
+            raise ValueError("attention with noise has no backward pass here: take attn_impl = 'sdpa' for gradients")
+        return triton_gradients.attend(q, k, v, row, scaling=scaling, softcap=softcap, sinks=sinks, lse=lse)
     from models.DPI.attention.kernels import prefill
 
     return prefill.attend(
