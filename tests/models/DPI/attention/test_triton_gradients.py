@@ -36,12 +36,20 @@ def _gradients(impl: str, inputs: list[Tensor], d_out: Tensor, plan: Plan, **sof
 
 
 def _check(inputs: list[Tensor], d_out: Tensor, plan: Plan, **softmax: Any) -> None:
-    exact = _gradients("reference", [x.double() for x in inputs], d_out, plan, **softmax)
-    plain = _gradients("reference", inputs, d_out, plan, **softmax)
+    wide = [x.double() for x in inputs]
+    exact = _gradients("reference", wide, d_out, plan, **softmax)
     found = _gradients("triton", inputs, d_out, plan, **softmax)
-    for name, one, other, right in zip(("q", "k", "v", "sinks"), found, plain, exact, strict=False):
-        error, allowed = (float((x - right).abs().max()) for x in (one, other))
-        assert error <= 2 * allowed, f"{name}: {error} > 2 * {allowed}"  # NaN fails too
+    plain = [
+        (x - y).abs().max() for x, y in zip(_gradients("reference", inputs, d_out, plan, **softmax), exact, strict=True)
+    ]
+    for turn in range(1, 8 if len(inputs) == 4 else 0):
+        # A sink's gradient is one number for each head, and plain attention's error in it is chance: the largest of eight.
+        other = d_out.roll(turn, dims=-1)
+        pair = (_gradients("reference", x, other, plan, **softmax)[3] for x in (inputs, wide))
+        plain[3] = torch.maximum(plain[3], (next(pair) - next(pair)).abs().max())
+    for name, one, allowed, right in zip(("q", "k", "v", "sinks"), found, plain, exact, strict=False):
+        error = float((one - right).abs().max())
+        assert error <= 2 * float(allowed), f"{name}: {error} > 2 * {allowed}"  # NaN fails too
         bound = 2e-2 if d_out.dtype == torch.bfloat16 else 4e-3
         assert float((one - right).norm() / right.norm()) < bound, name
 
@@ -66,19 +74,19 @@ class Case(forward.Case):
 
 
 SMALL = [
-    Case("chunk-free", "dpi", 217, 217, 64, (4, 1), CHUNK_FREE),
-    Case("chunks", "dpi", 161, 161, 80, (2, 2), {"chunk_coe": 50, "local_window": 16}),
+    Case("chunk-free", "dpi", 177, 150, 64, (3, 1), CHUNK_FREE, 48),
+    Case("chunks", "dpi", 131, 131, 80, (2, 2), {"chunk_coe": 50, "local_window": 16}, 48),
     Case("fractional", "dpi", 171, 70, 64, (3, 1), {"chunk_coe": 60, "local_window": 16, "appro_attn": False}),
     Case("ChunkLlama", "repro_chunkllama", 219, 130, 128, (2, 1)),
     Case("SelfExtend", "repro_se", 233, 71, 96, (2, 1), {"group_size": 7, "window_size": 40}),
-    Case("whole tiles behind a boundary", "repro_se", 390, 170, 64, (1, 1), {"group_size": 7, "window_size": 200}, 256),
+    Case("whole tiles behind a boundary", "repro_se", 390, 140, 64, (1, 1), {"group_size": 7, "window_size": 200}, 256),
     Case("few queries", "dpi", 331, 5, 64, (6, 2), CHUNK_FREE),
     Case("a step", "dpi", 331, 1, 64, (4, 2), CHUNK_FREE, batch=2),
     Case("YaRN, heads of 256", "repro_yarn", 100, 100, 256, (1, 1), {"factor": 4.0}),
     Case("soft cap", "dpi", 217, 67, 256, (2, 1), CHUNK_FREE, softcap=1.5),
     Case("sinks", "dpi", 187, 63, 64, (6, 2), CHUNK_FREE, sinks=True),
-    Case("soft cap and sinks", "repro_chunkllama", 151, 151, 64, (2, 1), softcap=0.7, sinks=True),
-    Case("a gap", "streaming_llm", 390, 70, 64, (2, 1), {"sinks": 4, "window_size": 33}),
+    Case("soft cap and sinks", "repro_chunkllama", 151, 97, 64, (2, 1), softcap=0.7, sinks=True),
+    Case("a gap", "streaming_llm", 390, 70, 64, (1, 1), {"sinks": 4, "window_size": 33}),
     Case("a gap after all queries", "streaming_llm", 390, 9, 64, (2, 1), {"sinks": 4, "window_size": 33}),
     Case("frequencies of their own", "dpe", 233, 71, 96, (2, 1), {"scales": [2, 8, 4, 3], "window_size": 20}),
     Case("all at one distance, log n", "rerope", 210, 70, 64, (2, 1), {"window_size": 20}),
