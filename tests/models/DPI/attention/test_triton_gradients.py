@@ -43,7 +43,7 @@ def _check(inputs: list[Tensor], d_out: Tensor, plan: Plan, **softmax: Any) -> N
         (x - y).abs().max() for x, y in zip(_gradients("reference", inputs, d_out, plan, **softmax), exact, strict=True)
     ]
     for turn in range(1, 8 if len(inputs) == 4 else 0):
-        # A sink's gradient is one number for each head, and plain attention's error in it is chance: the largest of eight.
+        # A sink's gradient is one number for each head, in which plain attention's error is chance: the largest of 8.
         other = d_out.roll(turn, dims=-1)
         pair = (_gradients("reference", x, other, plan, **softmax)[3] for x in (inputs, wide))
         plain[3] = torch.maximum(plain[3], (next(pair) - next(pair)).abs().max())
