@@ -1,7 +1,6 @@
 """LoRA on inputs beyond the window: python -m docs.examples.lora
 
-Methods change positions alone, so weights learn under them as under the stock model. Gradients run through PyTorch's
-kernels.
+Methods change positions alone, so weights learn under them as under the stock model.
 """
 
 from pydoc_data.topics import topics

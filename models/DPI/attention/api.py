@@ -47,7 +47,7 @@ def attend(
     need_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     backend = BACKENDS[choose(impl, q, plan, need_weights, need_gradients, softcap is not None)]
     softmax: dict[str, Any] = {"scaling": scaling, "softcap": softcap, "sinks": sinks}
-    if backend.attend_one is not None and q.shape[2] == 1 and plan.rows:
+    if backend.attend_one is not None and q.shape[2] == 1 and plan.rows and not need_gradients:
         return backend.attend_one(q, k, v, plan, **softmax, layer=layer), None
 
     def run(q: Tensor, k: Tensor, v: Tensor, number: int) -> tuple[Tensor, Tensor | None]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from models.DPI.attention import reference, sdpa, triton
+from models.DPI.attention import reference, sdpa, triton, triton_gradients
 from models.DPI.attention.bands import Plan, Row
 
 Output = tuple[Tensor, Tensor | None]
@@ -24,9 +24,9 @@ class Backend:
     given without it: q (B, H, T, D), k and v (B, Hkv, N, D) -> (B, H, T, D), and (B, H, T, N) or None.
     obstacle: why it cannot run on queries and a plan, or None.
     attend_one: (q, k, v, plan, scaling=, softcap=, sinks=, layer=) for a decoding step of the whole batch, padding
-    included; None where it goes row by row.
-    forms_weights: it has the probabilities. has_backward: gradients are right. caps: logits may have a soft cap.
-    by_name_only: `auto` leaves it out.
+    included, without gradients; None where it goes row by row.
+    forms_weights: it has the probabilities. has_backward: gradients are right, where backward_obstacle, as obstacle,
+    gives no reason. caps: logits may have a soft cap. by_name_only: `auto` leaves it out.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Backend:
     attend_one: Callable[..., Tensor] | None = None
     forms_weights: bool = False
     has_backward: bool = True
+    backward_obstacle: Callable[[Tensor, Plan], str | None] = _none
     caps: bool = True
     by_name_only: bool = False
 
@@ -48,7 +49,8 @@ class Backend:
             return "it has no backward pass, and a tensor requires gradients"
         if capped and not self.caps:
             return "it has no soft cap on logits, and the model has one"
-        return self.obstacle(q, plan)
+        why = self.obstacle(q, plan)
+        return self.backward_obstacle(q, plan) if why is None and need_gradients else why
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, row: Row, **options: Any) -> Output:
@@ -66,7 +68,13 @@ def _triton(q: Tensor, k: Tensor, v: Tensor, row: Row, *, need_weights: bool, **
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("triton", _triton, obstacle=triton.obstacle, attend_one=triton.attend_one, has_backward=False),
+        Backend(
+            "triton",
+            _triton,
+            obstacle=triton.obstacle,
+            attend_one=triton.attend_one,
+            backward_obstacle=triton_gradients.obstacle,
+        ),
         Backend("flash", _sdpa, obstacle=sdpa.flash_obstacle, caps=False, by_name_only=True),
         Backend("sdpa", _sdpa),
         Backend("reference", _reference, forms_weights=True),

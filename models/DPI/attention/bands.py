@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from models.DPI.attention.noise import Noise
-from models.DPI.attention.prepared import PrefillKey, PreparedPrefill, PreparedStep, StepKey
+from models.DPI.attention.prepared import (
+    BackwardKey,
+    KeyTiles,
+    PrefillKey,
+    PreparedPrefill,
+    PreparedStep,
+    StepKey,
+)
 from models.DPI.attention.tables import Frequencies, KeyPositions, KeyTable, rotate
 
 # `Band.noise_period` of a band in which every key gets noise.
@@ -104,7 +111,8 @@ class Row:
     """The rows of a batch that share one padding: tokens left ... left + length - 1 of the key axis are real.
 
     rows: their indices in the batch. first_query: index on the query axis of the first real query.
-    prepared: what the fused prefill kernel reads of the segments, once a layer has needed it.
+    prepared: what the fused prefill kernel reads of the segments, once a layer has needed it; prepared_backward: what
+        its backward pass reads besides, for each launch.
     """
 
     rows: tuple[int, ...]
@@ -113,6 +121,7 @@ class Row:
     first_query: int
     segments: tuple[Segment, ...]
     prepared: dict[PrefillKey, PreparedPrefill] = field(default_factory=dict, repr=False)
+    prepared_backward: dict[BackwardKey, tuple[KeyTiles, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def num_queries(self) -> int:

@@ -1,6 +1,7 @@
 """What the fused kernels read of a plan, the same for all its layers: made in the first of them, kept by the plan.
 
-The kernels' modules make it (`kernels.tiles`, `kernels.pieces`); a row or a plan holds it, and it goes with them.
+The kernels' modules make it (`kernels.tiles`, `kernels.key_tiles`, `kernels.pieces`); a row or a plan holds it, and it
+goes with them.
 """
 
 from dataclasses import dataclass
@@ -25,11 +26,12 @@ class Launch:
     """One launch of the prefill kernel.
 
     tables: for each slot of rotated keys its table, and the keys first ... last - 1 that need it.
-    tiles: (tiles, columns) int32, records of `kernels.tiles`.
+    tiles: (tiles, columns) int32, records of `kernels.tiles`. num_segments: the row's next segments, which it covers.
     """
 
     tables: tuple[tuple[KeyTable, int, int], ...]
     tiles: Tensor
+    num_segments: int
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,27 @@ class PreparedPrefill:
     gates: Tensor
     std: Tensor
     noisy: int
+
+
+class BackwardKey(NamedTuple):
+    """What a row's tiles of keys depend on. prefill: of the launches. tile_keys: keys of a tile."""
+
+    prefill: PrefillKey
+    tile_keys: int
+
+
+@dataclass(frozen=True)
+class KeyTiles:
+    """What the kernel for the gradients of keys reads of one launch: int32, records of `kernels.key_tiles`.
+
+    first_runs: (tiles + 1,), the first run of each tile of keys. runs: (runs, columns). entries: (entries, columns).
+    several: some tile has more than one run.
+    """
+
+    first_runs: Tensor
+    runs: Tensor
+    entries: Tensor
+    several: bool
 
 
 class StepKey(NamedTuple):

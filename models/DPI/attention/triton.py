@@ -10,7 +10,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from models.DPI.attention import cards
+from models.DPI.attention import cards, triton_gradients
 from models.DPI.attention.bands import Plan, Row
 from models.DPI.attention.noise import Noise
 from models.DPI.attention.prepared import PreparedStep, StepKey
@@ -58,8 +58,12 @@ def attend(
 
     q: (B, H, T, D), the row's queries; k, v: (B, Hkv, N, D), its keys; bf16 or fp16, un-rotated, no padding.
     softcap, sinks: see `api.attend`. lse: (B, H, T) fp32, contiguous, receives the log-sum-exps, sinks included.
-    Returns (B, H, T, D), contiguous as (B, T, H, D).
+    Returns (B, H, T, D), contiguous as (B, T, H, D). Gradients are right where `triton_gradients.obstacle` has none.
     """
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, sinks)):
+        if noise is not None:
+            raise ValueError("attention with noise has no backward pass here: take attn_impl = 'sdpa' for gradients")
+        return triton_gradients.attend(q, k, v, row, scaling=scaling, softcap=softcap, sinks=sinks, lse=lse)
     from models.DPI.attention.kernels import prefill
 
     return prefill.attend(

@@ -68,7 +68,7 @@ def attend(
     slope_factor, level_factor = noise_factors(noise)
     block_d = power_of_2(head_dim)
     factor, cap = softcap_factors(scaling, softcap)
-    rotated_q = _rotate_queries(q, prepared, factor)
+    rotated_q = rotate_queries(q, prepared, factor)
     rotated = k.new_empty(prepared.num_slots, batch, kv_heads, num_keys, head_dim)
     queries = rows_of(rotated_q.flatten(0, 2), tile.queries, block_d, card.has_copy_engine)
     keys = rows_of(rotated.flatten(0, 2), tile.keys, block_d, card.has_copy_engine)
@@ -118,7 +118,7 @@ def attend(
     return out
 
 
-def _rotate_queries(q: Tensor, prepared: PreparedPrefill, factor: float) -> Tensor:
+def rotate_queries(q: Tensor, prepared: PreparedPrefill, factor: float) -> Tensor:
     """Queries by each band's table, (bands, B, H, T, D)."""
     rotated = torch.empty(prepared.num_bands, *q.shape, dtype=q.dtype, device=q.device)
     for band in range(prepared.num_bands):

@@ -117,3 +117,17 @@ def rotate_kernel(
             rest_target += out_head
         source += x_head
         target += out_head
+
+
+@triton.jit
+def load_halves(rotated, plane, first, ROWS: tl.constexpr, BLOCK_HALF: tl.constexpr):
+    """Tiles (ROWS, BLOCK_HALF) of the two halves of heads of rotated queries or keys (planes, 2, N, D/2)."""
+    low = rotated.load([plane, 0, first, 0]).reshape(ROWS, BLOCK_HALF)
+    high = rotated.load([plane, 1, first, 0]).reshape(ROWS, BLOCK_HALF)
+    return low, high
+
+
+@triton.jit
+def turn_back(low, high, cos, sin):
+    """Both halves by the transpose of the rotation: the gradient of what was rotated from that of the result."""
+    return low * cos + high * sin, high * cos - low * sin

@@ -30,6 +30,15 @@ def capped(x, cap):
 
 
 @triton.jit
+def before_cap(gradient, x, cap):
+    """The gradient of logits before the cap, from that of x, which `capped` returned."""
+    if cap is not None:
+        share = x * (1.0 / cap)
+        gradient = gradient * (1.0 - share * share)
+    return gradient
+
+
+@triton.jit
 def sink_of(sinks, head):
     """The sinks of heads, logits in base 2."""
     return tl.load(sinks + head).to(tl.float32) * _LOG2E

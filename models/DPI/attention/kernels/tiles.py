@@ -122,7 +122,7 @@ def prepare(row: Row, key_bytes: int, tile: Tiling, device: torch.device) -> Pre
         at = slice(segment.first - first, segment.last - first)
         if segment.noise_std is not None:
             std[at] = segment.noise_std
-        for b, band in _numbered(segment, num_bands):
+        for b, band in numbered(segment, num_bands):
             bounds[0, b, at], bounds[1, b, at] = band.start, band.stop
             cos[b, at], sin[b, at] = band.query_tables(device)
             rest[b, at] = torch.as_tensor(band.logit_scale, dtype=torch.float32)
@@ -146,7 +146,7 @@ def prepare(row: Row, key_bytes: int, tile: Tiling, device: torch.device) -> Pre
     )
 
 
-def _numbered(segment: Segment, num_bands: int) -> Iterator[tuple[int, Band]]:
+def numbered(segment: Segment, num_bands: int) -> Iterator[tuple[int, Band]]:
     """Bands with their numbers; a segment with fewer than others has the last ones, where no noise is."""
     return enumerate(segment.bands, start=num_bands - len(segment.bands))
 
@@ -172,7 +172,7 @@ def _launch(
     records: list[list[int]] = []
     for segment in group:
         bands = [TileBand(slot=0, gate=0)] * num_bands
-        for b, band in _numbered(segment, num_bands):
+        for b, band in numbered(segment, num_bands):
             low, high = int(band.start[0]), int(band.stop[-1])
             number, seen_low, seen_high = slots.get(band.table, (len(slots), low, high))
             slots[band.table] = (number, min(low, seen_low), max(high, seen_high))
@@ -184,4 +184,4 @@ def _launch(
             records.append([*Tile(first=max(at, begin), end=min(at + tile.queries, end)), *columns])
     records.reverse()  # later queries see more keys: the long tiles go first
     tables = tuple((table, low, high) for table, (_, low, high) in slots.items())
-    return Launch(tables, torch.tensor(records, dtype=torch.int32).to(device))
+    return Launch(tables, torch.tensor(records, dtype=torch.int32).to(device), len(group))

@@ -261,7 +261,8 @@ def test_no_matrix_of_all_logits_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_implementation_without_a_backward_pass_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BACKENDS, "triton", replace(BACKENDS["triton"], obstacle=lambda q, plan: None))
+    without = replace(BACKENDS["triton"], obstacle=lambda q, plan: None, has_backward=False)
+    monkeypatch.setitem(BACKENDS, "triton", without)
     method = build_method("dpi", CHUNK_FREE, WINDOW)
     q, k, v, _ = _tensors(1, (4, 2), 0, LENGTH, torch.float32)
     plan = _plan(method, Padding(None, 0, LENGTH, 1))

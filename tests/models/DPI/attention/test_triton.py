@@ -39,7 +39,7 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         @functools.wraps(make)
         def made(*args: Any, **kwargs: Any) -> Tensor:
             tensor = make(*args, **kwargs)
-            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+            return tensor if tensor.requires_grad or not tensor.is_floating_point() else tensor.fill_(float("nan"))
 
         return made
 
