@@ -23,6 +23,11 @@ class Card:
         return self.capability >= (9, 0)
 
     @property
+    def has_warp_groups(self) -> bool:
+        """Whether four warps multiply together and from shared memory, as Hopper's alone do."""
+        return self.capability[0] == 9
+
+    @property
     def obstacle(self) -> str | None:
         """Why the fused kernels cannot run on it, or None."""
         if self.capability < (8, 0):

@@ -24,10 +24,13 @@ from models.DPI.attention.kernels.noise import (
 from models.DPI.attention.kernels.rotate import rotate_into
 from models.DPI.attention.kernels.rows import load_rows, rows_of
 from models.DPI.attention.kernels.softmax import capped, sink_of, softcap_factors
-from models.DPI.attention.kernels.tiles import load_tile, load_tile_band, prepare, record_of_tile, tiling
+from models.DPI.attention.kernels.tiles import Tiling, load_tile, load_tile_band, prepare, record_of_tile, tiling
 from models.DPI.attention.noise import POOL_SIZE, Noise
 from models.DPI.attention.prepared import Launch, PrefillKey, PreparedPrefill
 
+# What `prefill_hopper` is written for. The language it is written in changes from one Triton to the next; each of these
+# was tested. Every band is code of its own.
+_HOPPER_TILE, _HOPPER_BANDS, _HOPPER_TRITONS = Tiling(128, 128, 8, 3), 4, ((3, 6), (3, 9))
 # Finite, so that a query that has seen no key yet gives no NaN.
 _LOWEST = tl.constexpr(-1.0e30)
 _LN2 = tl.constexpr(0.6931471805599453)
@@ -70,6 +73,13 @@ def attend(
     factor, cap = softcap_factors(scaling, softcap)
     rotated_q = rotate_queries(q, prepared, factor)
     rotated = k.new_empty(prepared.num_slots, batch, kv_heads, num_keys, head_dim)
+    if _is_for_hopper(q, tile, prepared.num_bands, noisy, cap):
+        from models.DPI.attention.kernels import prefill_hopper
+
+        for launch in prepared.launches:
+            (rotate_keys or _rotate_keys)(k, rotated, launch)
+            prefill_hopper.launch(rotated_q, rotated, v, out, prepared, launch, lse=lse, sinks=sinks)
+        return out
     queries = rows_of(rotated_q.flatten(0, 2), tile.queries, block_d, card.has_copy_engine)
     keys = rows_of(rotated.flatten(0, 2), tile.keys, block_d, card.has_copy_engine)
     values = rows_of(v, tile.keys, block_d, card.has_copy_engine)
@@ -116,6 +126,14 @@ def attend(
                 enable_fp_fusion=True,
             )
     return out
+
+
+def _is_for_hopper(q: Tensor, tile: Tiling, num_bands: int, noisy: int, cap: float | None) -> bool:
+    """Whether `prefill_hopper` computes it, to the same bits and faster."""
+    if not q.is_cuda or noisy or cap is not None or num_bands > _HOPPER_BANDS:
+        return False
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return cards.card_of(q.device).has_warp_groups and version in _HOPPER_TRITONS and tile == _HOPPER_TILE
 
 
 def rotate_queries(q: Tensor, prepared: PreparedPrefill, factor: float) -> Tensor:

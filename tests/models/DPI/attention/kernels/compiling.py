@@ -19,18 +19,20 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
+from triton.experimental.gluon.nvidia import hopper
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from models.DPI.attention import cards
 from models.DPI.attention.cards import ADA, AMPERE, HOPPER, Card
-from models.DPI.attention.kernels import decode, prefill, rotate
+from models.DPI.attention.kernels import decode, prefill, prefill_hopper, rotate
 from models.DPI.methods import build_method
 from models.DPI.planning import Padding, make_plan
 from tests.models.DPI import oracle
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
-MODULES = {"prefill": prefill, "decode": decode, "rotate": rotate}
+MODULES = {"prefill": prefill, "prefill_hopper": prefill_hopper, "decode": decode, "rotate": rotate}
 CARDS = {"hopper": HOPPER, "8.0": AMPERE, "8.6": Card((8, 6), ADA.shared_memory), "8.9": ADA}
 _PRODUCT = r"\bHG?MMA\."
 _COPY = r"\b(?:UTMALDG|LDGSTS)\b"
@@ -60,7 +62,7 @@ class _Compiler:
                 constants[path] = value
             elif kind.startswith("*") or (kind == "i32" and name not in fixed and not value % 16):
                 even.append(path)
-        source = ASTSource(
+        source = (GluonASTSource if isinstance(self.kernel, GluonJITFunction) else ASTSource)(
             self.kernel,
             signature=kinds,
             constexprs=constants,
@@ -88,6 +90,8 @@ def _type_of(value: Any, constant: bool, specialized: bool) -> Any:
         return tuple(_type_of(part, constant, specialized) for part in value)
     if constant or value is None or (specialized and type(value) is int and value == 1):
         return "constexpr"
+    if isinstance(value, hopper.TensorDescriptor):
+        return f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)},{value.layout!r}>"
     if isinstance(value, TensorDescriptor):
         return f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>".replace(" ", "")
     if isinstance(value, Tensor):
@@ -135,14 +139,20 @@ def compile_case(
     with_sinks: bool = False,
     card: str = "hopper",
     rotary_dim: int | None = None,
+    in_groups: bool = False,
 ) -> list[dict[str, Any]]:
-    """Every kernel that attention of 8 query heads and 2 key heads on 300 keys launches, W = 64. card: of `CARDS`."""
+    """Every kernel that attention of 8 query heads and 2 key heads on 300 keys launches, W = 64.
+
+    card: of `CARDS`. in_groups: the prefill for groups of warps on Hopper.
+    """
     found: list[dict[str, Any]] = []
     kernels = [(module, f"{name}_kernel") for name, module in MODULES.items()]
     originals = [getattr(module, name) for module, name in kernels]
     for (module, name), kernel in zip(kernels, originals, strict=True):
         setattr(module, name, _Compiler(kernel, CARDS[card], found))
     card_of = cards.card_of
+    is_for_hopper = prefill._is_for_hopper
+    prefill._is_for_hopper = lambda *_: in_groups
     cards.card_of = lambda device: CARDS[card]
     plan = make_plan(
         build_method(method, params, 64),
@@ -159,7 +169,7 @@ def compile_case(
         prefill.attend(q, k, k, plan.rows[0], scaling=1.0, softcap=softcap, sinks=sinks, noise=plan.noise)
     for (module, name), kernel in zip(kernels, originals, strict=True):
         setattr(module, name, kernel)
-    cards.card_of = card_of
+    cards.card_of, prefill._is_for_hopper = card_of, is_for_hopper
     return found
 
 

@@ -66,6 +66,21 @@ def test_prefill() -> None:
         assert case["rotate_kernel"]["stack"] == 0
 
 
+def test_prefill_in_groups_of_warps() -> None:
+    """The copy engine alone writes tiles: the softmax stays in registers."""
+    two_bands, narrow = _compile(
+        ("dpi", CHUNK_FREE, 100, 128, None, False, "hopper", None, True),
+        ("repro_original", {}, 100, 80, None, True, "hopper", None, True),
+    )
+    for case in (two_bands, narrow):
+        kernel = case["prefill_hopper_kernel"]
+        assert kernel["shared"] <= SHARED_MEMORY
+        assert kernel["stack"] <= 64
+        assert kernel["products"] >= 32
+        assert kernel["loop_stores"] == 0
+        assert "prefill_kernel" not in case
+
+
 def test_soft_caps_and_sinks() -> None:
     """Of Gemma 2's heads, gpt-oss's heads, and both with noise. Decoding heads of 256 spills no more than without."""
     capped, sinks, both, capped_step, plain_step, sinks_step = _compile(
