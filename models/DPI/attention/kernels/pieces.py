@@ -115,14 +115,15 @@ def prepare_step(
     pieces = torch.tensor(flat).view(batch, splits, len(idle))  # flat, because nested lists take ten times as long
     half = tables[0][0].shape[1]
     card = cards.card_of(device)
-    dependent = device.type == "cuda" and card.has_copy_engine
+    dependent = _starts_early(device, card)
     planes, group, block_d = batch * kv_heads, heads // kv_heads, power_of_2(head_dim)
     block_members = power_of_2(group)
+    block_group = max(8, block_members)
     rest = head_dim - 2 * half
     block_half, block_rest = _product_width(half), _product_width(rest) if rest else 0
     options = {
         "GROUP": group,
-        "BLOCK_GROUP": max(8, block_members),
+        "BLOCK_GROUP": block_group,
         "BANDS": numbers.shape[1] // (1 + 2 * half),
         "NOISY": noisy,
         "HALF": half,
@@ -136,13 +137,13 @@ def prepare_step(
         "POOL": POOL_SIZE,
         "BLOCK_MEMBERS": block_members,
         "BLOCK_SPLITS": power_of_2(splits),
-        "STAGES": _stages(2 * block_half + block_rest + block_d, relative, card),
+        "STAGES": _stages(2 * block_half + block_rest + block_d, block_half, block_group, relative, card),
         "DEPENDENT": dependent,
         "num_warps": _DECODE_WARPS,
         "enable_fp_fusion": True,
         "maxnreg": 255,  # the assembler, left to choose, spills all but 32 of heads of 256
     }
-    if dependent:  # Triton's interpreter does not know it
+    if dependent:
         options["launch_pdl"] = True
     if previous is not None and previous.options == options and previous.pieces.shape == pieces.shape:
         previous.pieces.copy_(pieces)
@@ -211,16 +212,29 @@ def _lay_out(
     return records, numbers, key_tables, relative, noisy and plan.noise is not None
 
 
+def _starts_early(device: torch.device, card: Card) -> bool:
+    """Whether a launch may begin before the kernel ahead has ended; Triton's interpreter does not know it."""
+    return device.type == "cuda" and card.has_copy_engine
+
+
 def _product_width(components: int) -> int:
     """Components of a block for a tensor core's product, which has 16 at least."""
     return max(16, power_of_2(components))
 
 
-def _stages(width: int, relative: bool, card: Card) -> int:
-    """Tiles in flight that shared memory holds. width: components of a key and a value that are read."""
-    if not card.has_copy_engine:
-        return 2
-    return 3 if relative and width <= 256 else 2
+def _stages(width: int, block_half: int, block_group: int, relative: bool, card: Card) -> int:
+    """Tiles in flight that shared memory holds.
+
+    width: components of a key and its value that are read. Without a copy engine tables are copied ahead like keys, one
+    tile fewer than the stages is held, and both halves of every warp's queries lie beside them.
+    """
+    if card.has_copy_engine:
+        return 3 if relative and width <= 256 else 2
+    tile = DECODE_KEYS * (2 * width + (0 if relative else 8 * block_half))
+    queries = 4 * _DECODE_WARPS * block_half * block_group
+    if relative and 2 * tile + queries <= card.shared_memory // 2:  # two programs on a multiprocessor
+        return 3
+    return 2 if tile + queries <= card.shared_memory else 1
 
 
 def _cut(record: list[int], low: int, high: int) -> list[int]:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from models.DPI.attention.bands import Band, Row, Segment
-from models.DPI.attention.cards import AMPERE, HOPPER, Card
+from models.DPI.attention.cards import HOPPER, Card
 from models.DPI.attention.kernels.noise import gates_of, period_of
 from models.DPI.attention.prepared import Launch, PreparedPrefill
 from models.DPI.attention.tables import KeyTable
@@ -87,7 +87,7 @@ class Tiling:
 def tiling(head_dim: int, num_queries: int, noisy: bool, card: Card = HOPPER) -> Tiling:
     """Measured on an H100, see benchmarks/RESULTS.md; for cards without a copy engine, what fits them."""
     if not card.has_copy_engine:
-        return _small_tiling(head_dim, num_queries, noisy, card)
+        return _small_tiling(head_dim, num_queries, noisy)
     if noisy:  # two small programs hide each other's reads of the pool
         return Tiling(64, 64 if head_dim <= 128 else 32, 4, 2)
     if head_dim > 128:
@@ -95,14 +95,17 @@ def tiling(head_dim: int, num_queries: int, noisy: bool, card: Card = HOPPER) ->
     return Tiling(64, 64, 4, 3) if num_queries <= 64 else Tiling(128, 128, 8, 3)
 
 
-def _small_tiling(head_dim: int, num_queries: int, noisy: bool, card: Card) -> Tiling:
-    """Without a copy engine, tiles of queries stay in registers and products are those of single warps."""
-    roomy = card.shared_memory >= AMPERE.shared_memory
+def _small_tiling(head_dim: int, num_queries: int, noisy: bool) -> Tiling:
+    """Without a copy engine, for 99 KiB of shared memory.
+
+    The compiler gives each warp rows of its own, whose weights stay in its registers, where a tile has at least as many
+    queries as components; registers are too few for that with heads wider than 128.
+    """
     if head_dim > 128:
-        return Tiling(64, 32, 4 if noisy else 8, 2)
-    if noisy or num_queries <= 64:
-        return Tiling(64, 64 if roomy else 32, 4, 2)
-    return Tiling(128, 64 if roomy else 32, 8, 3)
+        return Tiling(64, 32, 4, 2)
+    if head_dim > 64:
+        return Tiling(64, 32, 4, 2) if num_queries <= 64 else Tiling(128, 32 if noisy else 64, 8, 2 if noisy else 3)
+    return Tiling(64, 64, 4, 2) if noisy or num_queries <= 64 else Tiling(128, 64, 4, 3)
 
 
 def prepare(row: Row, key_bytes: int, tile: Tiling, device: torch.device) -> PreparedPrefill:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
-from models.DPI.attention.cards import ADA, AMPERE
+from models.DPI.attention.cards import ADA
 from tests.conftest import ROOT
 
 CHUNK_FREE = {"local_window": 16, "chunk_coe": 1}
@@ -103,19 +103,21 @@ def test_soft_caps_and_sinks() -> None:
 
 def test_prefill_without_a_copy_engine() -> None:
     """Tiles are copied to shared memory ahead, 16 bytes at a time, and multiplied by the tensor cores."""
-    small, noise, wide = _compile(
+    usual, noise, wide = _compile(
         ("dpi", CHUNK_FREE, 100, 128, *PLAIN, "8.6"),
         ("dpi", NOISE, 100, 64, *PLAIN, "8.9"),
         ("repro_original", {}, 100, 256, *PLAIN, "8.0"),
     )
-    for case, shared_memory in ((small, ADA), (noise, ADA), (wide, AMPERE)):
+    for case in (usual, noise, wide):
         kernel = case["prefill_kernel"]
-        assert kernel["shared"] <= shared_memory.shared_memory
-        assert kernel["stack"] <= 64
+        assert kernel["shared"] <= ADA.shared_memory
         assert kernel["products"] >= 16
         assert kernel["loop_copies"] >= 4
-        assert kernel["loop_stores"] == 0
         assert case["rotate_kernel"]["stack"] == 0
+    for case in (usual, noise):
+        assert case["prefill_kernel"]["stack"] <= 64
+        assert case["prefill_kernel"]["loop_stores"] == 0  # weights do not pass through shared memory
+    assert wide["prefill_kernel"]["stack"] <= 256
 
 
 def test_decoding_without_a_copy_engine() -> None:

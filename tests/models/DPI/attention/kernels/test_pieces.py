@@ -9,6 +9,7 @@ import triton.language as tl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.DPI.attention.cards import ADA, AMPERE, HOPPER, Card
 from models.DPI.attention.kernels import pieces
 from models.DPI.attention.prepared import PreparedStep
 from models.DPI.methods import build_method
@@ -114,3 +115,23 @@ def test_a_step_that_does_not_fit_gets_tensors_of_its_own(rows: int) -> None:
     other = _prepare(40, rows, previous=first)  # within the window: one band
     assert other.pieces is not first.pieces
     assert other.options["BANDS"] == 1
+
+
+@pytest.mark.parametrize("card", [AMPERE, ADA], ids=["8.0", "8.9"])
+@pytest.mark.parametrize("relative", [True, False])
+@pytest.mark.parametrize("group", [8, 32])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_tiles_in_flight_fit_the_card(head_dim: int, group: int, relative: bool, card: Card) -> None:
+    half = head_dim // 2
+    stages = pieces._stages(2 * head_dim, half, group, relative, card)
+    tables = 0 if relative else 2 * 64 * half * 4
+    held = (stages - 1) * (2 * 64 * head_dim * 2 + tables)
+    queries = 4 * head_dim * group * 2  # of four warps
+    assert stages == 1 or held + queries <= card.shared_memory
+    assert (stages == 1) == (32768 * head_dim // 128 + tables + queries > card.shared_memory)
+
+
+def test_only_later_cards_start_a_launch_early() -> None:
+    gpu = torch.device("cuda")
+    assert [pieces._starts_early(gpu, card) for card in (AMPERE, ADA, HOPPER)] == [False, False, True]
+    assert not pieces._starts_early(CPU, HOPPER)

@@ -6,8 +6,10 @@ import triton
 import triton.language as tl
 
 from models.DPI.attention.bands import Row
+from models.DPI.attention.cards import ADA, AMPERE, Card
 from models.DPI.attention.kernels import tiles
 from models.DPI.attention.kernels.tiles import Tile, TileBand, Tiling
+from models.DPI.attention.triton import HEAD_DIMS
 from models.DPI.methods import build_method
 from models.DPI.planning import Padding, make_plan
 from tests.models.DPI import oracle
@@ -81,3 +83,15 @@ def test_the_kernel_loads_what_the_host_wrote() -> None:
     out = torch.zeros(6, dtype=torch.int32, device=DEVICE)
     _copy_tile[(1,)](records, 2, out, BANDS=2)
     assert out.tolist() == [3, 9, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("card", [AMPERE, ADA], ids=["8.0", "8.9"])
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize(("num_queries", "noisy"), [(9, False), (999, False), (9, True), (999, True)])
+def test_tilings_without_a_copy_engine_fit_the_card(num_queries: int, noisy: bool, head_dim: int, card: Card) -> None:
+    tiling = tiles.tiling(head_dim, num_queries, noisy, card)
+    row = 2 * triton.next_power_of_2(head_dim)  # bytes
+    held = (2 * (tiling.stages - 1) * tiling.keys + tiling.queries) * row  # the queries pass through shared memory
+    assert held <= card.shared_memory
+    assert tiling.queries >= 16 * tiling.warps or not noisy  # as `kernels.noise` reads deviates
+    assert tiling.keys % 32 == 0  # blocks of deviates
