@@ -36,22 +36,16 @@ def _gradients(impl: str, inputs: list[Tensor], d_out: Tensor, plan: Plan, **sof
 
 
 def _check(inputs: list[Tensor], d_out: Tensor, plan: Plan, **softmax: Any) -> None:
-    wide = [x.double() for x in inputs]
-    exact = _gradients("reference", wide, d_out, plan, **softmax)
+    exact = _gradients("reference", [x.double() for x in inputs], d_out, plan, **softmax)
+    plain = _gradients("reference", inputs, d_out, plan, **softmax)
     found = _gradients("triton", inputs, d_out, plan, **softmax)
-    plain = [
-        (x - y).abs().max() for x, y in zip(_gradients("reference", inputs, d_out, plan, **softmax), exact, strict=True)
-    ]
-    for turn in range(1, 8 if len(inputs) == 4 else 0):
-        # A sink's gradient is one number for each head, in which plain attention's error is chance: the largest of 8.
-        other = d_out.roll(turn, dims=-1)
-        pair = (_gradients("reference", x, other, plan, **softmax)[3] for x in (inputs, wide))
-        plain[3] = torch.maximum(plain[3], (next(pair) - next(pair)).abs().max())
-    for name, one, allowed, right in zip(("q", "k", "v", "sinks"), found, plain, exact, strict=False):
-        error = float((one - right).abs().max())
-        assert error <= 2 * float(allowed), f"{name}: {error} > 2 * {allowed}"  # NaN fails too
-        bound = 2e-2 if d_out.dtype == torch.bfloat16 else 4e-3
+    bound = 2e-2 if d_out.dtype == torch.bfloat16 else 4e-3
+    for name, one, other, right in zip("qkv", found[:3], plain[:3], exact[:3], strict=True):
+        error, allowed = (float((x - right).abs().max()) for x in (one, other))
+        assert error <= 2 * allowed, f"{name}: {error} > 2 * {allowed}"  # NaN fails too
         assert float((one - right).norm() / right.norm()) < bound, name
+    for one, right in zip(found[3:], exact[3:], strict=True):
+        assert float(((one - right) / right).abs().max()) < bound, f"sinks: {one} and not {right}"
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,13 @@ class Case(forward.Case):
         padding = Padding(None, self.keys - self.queries, self.queries, self.batch)
         plan = forward._plan(self.method, self.params, self.window, self.head_dim, padding)
         generator = torch.Generator().manual_seed(self.queries)
-        return inputs, torch.randn(inputs[0].shape, generator=generator).to(DEVICE, self.dtype), plan
+        d_out = torch.randn(inputs[0].shape, generator=generator).to(DEVICE, self.dtype)
+        if self.sinks:
+            # A sink's gradient sums d_out * out over all queries. For random d_out the sum is near 0 beside its terms,
+            # and the roundings of rotated queries and keys, of plain attention too, are as large; for this it is not.
+            softmax: dict[str, Any] = {"scaling": self.head_dim**-0.5, "softcap": self.softcap}
+            d_out += api.attend(*inputs[:3], plan, sinks=inputs[3], impl="reference", **softmax)[0].sign()
+        return inputs, d_out, plan
 
     def run(self, layer: int = 2) -> None:
         inputs, d_out, plan = self.draw()
