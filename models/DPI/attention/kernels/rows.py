@@ -4,17 +4,16 @@ The compiler could write addresses for descriptors itself, but it would not know
 bytes, and without that nothing is read ahead into shared memory.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from models.DPI.attention.kernels.launching import descriptor
 
-Rows = TensorDescriptor | tuple[Tensor | int, ...]
 
-
-def rows_of(x: Tensor, rows: int, width: int, by_descriptor: bool) -> Rows:
+def rows_of(x: Tensor, rows: int, width: int, by_descriptor: bool) -> Any:
     """What `load_rows` reads blocks of so many rows and components of x (..., N, D) by; x is `readable`.
 
     A descriptor's blocks begin at components that are multiples of 8. Addresses: the tensor, the strides of all
