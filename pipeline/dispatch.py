@@ -21,7 +21,7 @@ from pipeline.config import ExperimentConfig
 from pipeline.experiment import check_model_revision, read_experiment, with_model_revision
 from pipeline.model_loader import engine_key
 from pipeline.progress import Progress, check_tracker
-from pipeline.runner import Outcome
+from pipeline.runner import Outcome, digest
 from pipeline.shared_run import SharedRun
 from pipeline.waiting import Unit
 from pipeline.worker import Checked, Question, Ready, Reply, Said
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 MOST_STARTS = 3
 """Deaths of a worker in a row, before it has a model, after which it is given up."""
 MOST_IN_VAIN = 12
-"""Deaths of any workers without a prediction between them, after which the run ends."""
+"""Deaths of any workers without a prediction between them, after which the run ends; 3 a worker, if that is more."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,8 @@ class Dispatcher:
 
     def _put_to(self, hand: Hand, job: Job) -> None:
         """Ask a free worker for the next step of an experiment."""
-        hand.job, before = job, hand.job
+        if job is not hand.job or job.checked is None:
+            hand.job, hand.ready = job, None
         if job.checked is None:
             self._coming.popleft()
             self._active.append(job)
@@ -204,15 +205,17 @@ class Dispatcher:
                 job.cfg = with_model_revision(job.cfg, self._results, overwrite=self._overwrite)
                 job.cfg = job.cfg if self._overwrite else begun_with(job.cfg, self._results)
                 self._ask(hand, "check", job.cfg)
-        elif job is not before or hand.ready is None:
-            hand.ready, hand.key = None, job.key
+        elif hand.ready is None:
+            hand.key = job.key
             self._ask(hand, "prepare", job.checked.to_load)
         elif job.run is not None:
             workers = len([each for each in self._hands if not each.gone])
             hand.unit = job.run.queue.take(hand.ready.rows, workers, shares=hand.ready.shares)
-            if hand.unit is not None:
-                hand.rest = list(hand.unit.records)
-                self._ask(hand, "begin", job.checked.to_load, hand.unit.dataset, hand.unit.records)
+            if (unit := hand.unit) is not None:
+                hand.rest = list(unit.records)
+                with self._mistakes_of(job):
+                    hashed = digest({unit.dataset: unit.records})
+                    self._ask(hand, "begin", job.checked.to_load, unit.dataset, unit.records, hashed)
 
     def _hear(self, hand: Hand, reply: Reply | Died) -> None:
         """Go on with what a worker has answered."""
@@ -296,7 +299,7 @@ class Dispatcher:
         hand.deaths += unit is None
         self._in_vain += 1
         hand.gone = hand.deaths >= MOST_STARTS
-        if all(each.gone for each in self._hands) or self._in_vain >= MOST_IN_VAIN:
+        if all(each.gone for each in self._hands) or self._in_vain >= max(MOST_IN_VAIN, 3 * len(self._hands)):
             raise UserError(f"the workers end before they predict anything; the last one: {reason}")
         if hand.gone:
             logger.warning("worker %d is given up: it ended %d times", hand.number + 1, hand.deaths)

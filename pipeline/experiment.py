@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import importlib.metadata
-import json
 import logging
 import os
 import platform
@@ -19,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline import store
 from pipeline.batches import BatchSize
 from pipeline.config import ExperimentConfig, without_other_tasks
-from pipeline.files import encoded
 from pipeline.progress import Observer, Times, Tracker, check_tracker
-from pipeline.runner import Outcome, run_records, select_datasets, select_records
+from pipeline.runner import Outcome, digest, run_records, select_datasets, select_records
 from tasks import get_task
 from tasks.base import Engine, GenerationTask, Record, Task
 from tasks.errors import AbsentDataError, UserError
@@ -62,7 +59,8 @@ def run_experiment(
     check_tracker(cfg)
     task = get_task(cfg.task)
     folder, cfg, records = read_experiment(cfg, results, overwrite=overwrite)
-    workers.agree("records", digest(records), "give all machines the same data_dir, or data_revision")
+    if workers.processes > 1:
+        workers.agree("records", digest(records), "give all machines the same data_dir, or data_revision")
     if not overwrite:
         check_model_revision(folder, cfg, model_revision)
     if overwrite or not store.has_predictions(folder):
@@ -281,15 +279,6 @@ def read_records(task: Task, cfg: ExperimentConfig) -> dict[str, list[Record]]:
             cfg.options.data_dir, ", ".join(absent), "are" if len(absent) > 1 else "is", ", ".join(records),
         )  # fmt: skip
     return records
-
-
-def digest(records: Mapping[str, list[Record]]) -> str:
-    """A short hash of the records of a run, the same wherever they are the same."""
-    found = hashlib.sha256()
-    for dataset, wanted in records.items():
-        for record in wanted:
-            found.update(encoded(json.dumps([dataset, record], default=str)))
-    return found.hexdigest()[:12]
 
 
 def check_resumable(folder: Path, task: Task, cfg: ExperimentConfig) -> None:

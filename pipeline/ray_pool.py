@@ -232,6 +232,6 @@ def _size(workers: int, gpus: int, processors: int, on_gpus: bool) -> tuple[int,
 
 def _reason(error: Exception) -> str:
     """Why a worker is no more, in one line."""
-    text = " ".join(str(error).split())
-    found = re.search(r"exit detail: (.*?)(?: There are some potential root causes|$)", text)
-    return f"{type(error).__name__}: {(found[1] if found else text)[:300]}"
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or ["no reason is known"]
+    found = re.search(r"exit detail: (.*?)(?: There are some potential root causes|$)", " ".join(lines))
+    return f"{type(error).__name__}: {(found[1] if found else lines[-1])[:300]}"

@@ -6,7 +6,9 @@ that fails is written down with its error and the run goes on; a rerun tries onl
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +18,12 @@ from typing import TYPE_CHECKING
 from pipeline import store
 from pipeline.batches import Batches, BatchSize, predict
 from pipeline.config import ExperimentConfig
+from pipeline.files import encoded
 from pipeline.progress import Observer, Progress
 from tasks.base import Engine, GenerationTask, Record, Task
 from tasks.errors import UserError
 from tasks.options import Options
+from tasks.reading import read_regular
 
 if TYPE_CHECKING:
     from pipeline.distributed import Workers
@@ -53,6 +57,19 @@ def select_records(task: Task, cfg: ExperimentConfig, dataset: str) -> list[Reco
     if repeated:
         raise ValueError(f"{task.name}, data set {dataset!r}: {repeated} records share an id with another")
     return records
+
+
+def digest(records: Mapping[str, Sequence[Record]]) -> str:
+    """A short hash of records by data set, the same on machines that have the same, with the files that they name."""
+    found = hashlib.sha256()
+    for dataset, wanted in records.items():
+        for record in wanted:
+            found.update(encoded(json.dumps([dataset, record], default=_content)))
+    return found.hexdigest()[:12]
+
+
+def _content(value: object) -> str:
+    return hashlib.sha256(read_regular(value)).hexdigest() if isinstance(value, Path) else str(value)
 
 
 def run_records(

@@ -24,6 +24,7 @@ from pipeline.config import ExperimentConfig
 from pipeline.distributed import Workers
 from pipeline.experiment import pinned
 from pipeline.model_loader import EngineLoader, check_start
+from pipeline.runner import digest
 from tasks import get_task
 from tasks.base import GenerationTask, Line, Record
 from tasks.errors import UserError
@@ -142,8 +143,16 @@ class Worker:
             bool(settings["shares_prefixes"]),
         )
 
-    def begin(self, cfg: ExperimentConfig, dataset: str, records: Sequence[Record]) -> Said | None:
-        """Begin to predict records of an experiment that is prepared; the first line that is ready."""
+    def begin(self, cfg: ExperimentConfig, dataset: str, records: Sequence[Record], hashed: str) -> Said | None:
+        """Begin to predict records of an experiment that is prepared; the first line that is ready.
+
+        hashed: their `digest` where they were read. Raises `UserError` if the files that they name are others here.
+        """
+        if digest({dataset: records}) != hashed:
+            folder, host = str(cfg.options.data_dir), socket.gethostname()
+            raise UserError(
+                f"data_dir = {folder!r} has other files on {host} than where the run began; share the folder"
+            )
         engine = self._load(cfg)
         self._before = time.monotonic()
         self._lines = predict(get_task(cfg.task), engine, cfg.options, dataset, records, self._batches_of(cfg))

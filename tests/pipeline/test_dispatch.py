@@ -279,6 +279,24 @@ def test_deaths_without_end_end_the_run(place: Path) -> None:
     assert files(place / "two") == files(place / "one")
 
 
+def test_a_worker_with_other_files_is_refused(place: Path) -> None:
+    """PG19's books are read where the model is."""
+    (place / "books").mkdir()
+    book = place / "books" / "a.txt"
+    book.write_text("the grass is green " * 40)
+    text = Path("one.toml").read_text().replace(ONE, 'data_dir = "books"\n').replace("needle", "pg19")
+    Path("pg19.toml").write_text(text)
+
+    def changes(worker: int, question: Question, arguments: tuple[Any, ...]) -> bool:
+        if question == "begin":
+            book.write_text("the sky is blue " * 40)
+        return False
+
+    with pytest.raises(UserError, match=r"^dpi-tiny: data_dir = 'books' has other files on .*; share the folder"):
+        run(FakePool(2, 0, changes), experiments(cfg="pg19.toml"), place / "two")
+    assert not any(files(place / "two").values())
+
+
 def test_relative_paths_are_those_of_the_run(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     worker = Worker(place)

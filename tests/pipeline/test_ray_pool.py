@@ -91,4 +91,5 @@ def test_more_workers_than_there_is_room_for_are_refused() -> None:
 def test_a_death_is_said_in_one_line() -> None:
     long = "The actor died.\n\tclass_name: X\nWorker exit type: SYSTEM_ERROR Worker exit detail: killed by\n SIGKILL."
     assert _reason(RuntimeError(long)) == "RuntimeError: killed by SIGKILL."
-    assert _reason(RuntimeError("a\nb")) == "RuntimeError: a b"
+    assert _reason(RuntimeError("a traceback\n\n  ImportError:  no torch\n")) == "RuntimeError: ImportError: no torch"
+    assert _reason(RuntimeError()) == "RuntimeError: no reason is known"
