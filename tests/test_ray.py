@@ -94,9 +94,12 @@ def workers_of(session: int) -> list[int]:
     return [pid for pid, command in processes_of(session).items() if command.startswith("ray::RayWorker.answer")]
 
 
-def wait_for(true: Callable[[], object], seconds: float = 300) -> None:
+def wait_for(true: Callable[[], object], process: subprocess.Popen[str] | None = None, seconds: float = 300) -> None:
+    """Wait until something is true; fail where the process on which it depends has ended before."""
     end = time.monotonic() + seconds
     while not true():
+        if process is not None and process.poll() is not None and not true():
+            pytest.fail(process.communicate()[1])
         assert time.monotonic() < end
         time.sleep(0.02)
 
@@ -113,7 +116,7 @@ def files(place: Path, results: str) -> dict[str, bytes]:
 def test_a_worker_is_killed_and_the_file_is_that_of_one_process(place: Path) -> None:
     assert run(place, "--cfg", "one.toml", "--results", "one", launcher="none")[0] == 0
     with started(place, "--cfg", "one.toml", "--results", "three") as process:
-        wait_for(lambda: lines(place, "three") >= 2 and workers_of(process.pid))
+        wait_for(lambda: lines(place, "three") >= 2 and workers_of(process.pid), process)
         victim = workers_of(process.pid)[0]
         os.kill(victim, signal.SIGKILL)
         _, err = process.communicate(timeout=400)
@@ -129,7 +132,7 @@ def test_a_worker_is_killed_and_the_file_is_that_of_one_process(place: Path) -> 
     rows = list(csv.DictReader((folder / "times.csv").open()))
     assert len({row["id"] for row in rows}) == len(rows) == 20, "each once"
     assert {path.name for path in folder.iterdir()} == {".lock", "needle.jsonl", "run.json", "times.csv"}
-    wait_for(lambda: not processes_of(process.pid), 20)
+    wait_for(lambda: not processes_of(process.pid), seconds=20)
 
 
 def test_a_sweep_gives_the_files_of_one_process(place: Path) -> None:
@@ -154,13 +157,13 @@ def test_a_signal_ends_the_run_and_its_cluster(
         "records": lambda: lines(place, "three"),
     }
     with started(place, "--cfg", "one.toml", "--results", "three") as process:
-        wait_for(ready[moment])
+        wait_for(ready[moment], process)
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
         _, err = process.communicate(timeout=100)
     assert process.returncode == code, err
     assert "Traceback" not in err
     assert err.splitlines()[-1] == f"{said}; the same command goes on from here"
-    wait_for(lambda: not processes_of(process.pid), 20)
+    wait_for(lambda: not processes_of(process.pid), seconds=20)
     if moment == "records":
         found = store.read_lines(place / "three/needle/pred/dpi/needle.jsonl")
         assert not any(map(store.is_failed, found))
@@ -170,10 +173,10 @@ def test_a_signal_ends_the_run_and_its_cluster(
 
 def test_a_run_that_is_killed_leaves_no_process(place: Path) -> None:
     with started(place, "--cfg", "one.toml", "--results", "three") as process:
-        wait_for(lambda: lines(place, "three"))
+        wait_for(lambda: lines(place, "three"), process)
         process.kill()
         process.wait()
-        wait_for(lambda: not processes_of(process.pid), 60)
+        wait_for(lambda: not processes_of(process.pid), seconds=60)
 
 
 def test_it_listens_on_the_loopback_address_alone(place: Path) -> None:
@@ -193,7 +196,7 @@ def test_it_listens_on_the_loopback_address_alone(place: Path) -> None:
         return found
 
     with started(place, "--cfg", "one.toml", "--results", "three") as process:
-        wait_for(lambda: lines(place, "three"))
+        wait_for(lambda: lines(place, "three"), process)
         found = listening()
     assert found
     assert found <= LOOPBACK

@@ -16,6 +16,7 @@ import pred
 from pipeline import store
 from pipeline.config import ExperimentConfig
 from pipeline.dispatch import MOST_IN_VAIN, MOST_STARTS, Died, Dispatcher, Job
+from pipeline.engine import ModelEngine
 from pipeline.model_loader import EngineLoader
 from pipeline.runner import Outcome
 from pipeline.waiting import MOST_TRIES
@@ -188,7 +189,12 @@ def test_a_sweep_spreads_over_workers_and_each_model_is_loaded_where_it_is_neede
     one = alone("one", "sweep.toml")
     loads = []
     load = EngineLoader._load
-    monkeypatch.setattr(EngineLoader, "_load", lambda self, cfg: (loads.append(cfg.method), load(self, cfg))[1])
+
+    def counted(self: EngineLoader, cfg: ExperimentConfig) -> ModelEngine:
+        loads.append(cfg.method)
+        return load(self, cfg)
+
+    monkeypatch.setattr(EngineLoader, "_load", counted)
     cfgs = experiments(cfg="sweep.toml")
     assert len(cfgs) == 6
     pool = FakePool(2, seed=2)
