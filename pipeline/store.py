@@ -242,15 +242,15 @@ def part_files(folder: Path, dataset: str) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-", 2)[1]))
 
 
-def wait_until(true: Callable[[], bool], seconds: float = SECONDS_OF_NETWORK) -> bool:
-    """Whether something has come true within some seconds: a folder over a network may be seen as it was."""
-    end = time.monotonic() + seconds
+def wait_until(true: Callable[[], bool]) -> bool:
+    """Whether something comes true within `SECONDS_OF_NETWORK`: a folder over a network may be seen as it was."""
+    end = time.monotonic() + SECONDS_OF_NETWORK
     while not (found := true()) and time.monotonic() < end:
         time.sleep(0.1)
     return found
 
 
-def wait_for(folder: Path, sizes: Mapping[str, int], seconds: float = SECONDS_OF_NETWORK) -> None:
+def wait_for(folder: Path, sizes: Mapping[str, int]) -> None:
     """Wait until parts that other processes wrote are seen here, whole. What is not is merged at the next start.
 
     sizes: bytes by file name.
@@ -260,7 +260,7 @@ def wait_for(folder: Path, sizes: Mapping[str, int], seconds: float = SECONDS_OF
         found = {path.name: path.stat().st_size for path in folder.glob(".part-*")}
         return all(found.get(name, -1) >= size for name, size in sizes.items())
 
-    if not wait_until(there, seconds):
+    if not wait_until(there):
         logger.warning("%s: some of what other machines wrote is not seen here yet; start the command again", folder)
 
 

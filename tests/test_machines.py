@@ -61,16 +61,6 @@ def test_two_machines_give_the_file_of_one_process(place: Path) -> None:
     assert {path.name for path in double.glob("times-*.csv")} == {"times-0.csv", "times-1.csv"}
 
 
-def test_results_in_a_folder_of_each_machine_are_refused(place: Path) -> None:
-    (other := place / "other").mkdir()
-    cfg = str(place / "needle.toml")
-    found = machines([place, other], "--cfg", cfg, "--limit", "4", "--results", "results")
-    for code, err in found:
-        assert code != 0
-        assert f"'results/{FOLDER}' on {socket.gethostname()} is not the folder of the first process" in err
-    assert not list(place.rglob("*.jsonl"))
-
-
 def test_machines_with_different_data_are_refused(place: Path) -> None:
     (other := place / "other").mkdir()
     (other / "books").mkdir()

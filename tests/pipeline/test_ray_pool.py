@@ -65,7 +65,7 @@ def test_of_a_cluster_this_machine_needs_no_gpu(monkeypatch: pytest.MonkeyPatch)
         check_launcher([away], CFG, None)
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     check_launcher([away], CFG, None)
-    with pytest.raises(UserError, match=r"^some\.toml: unknown method 'none'"):
+    with pytest.raises(UserError, match=r"^some\.toml: method is 'none'"):
         check_launcher([config(method="none")], CFG, None)
 
 
