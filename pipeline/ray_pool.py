@@ -203,8 +203,11 @@ def _cluster(address: str | None, workers: int) -> Iterator[Any]:
             try:
                 ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=verbose, **local)
             except (ConnectionError, RuntimeError, ValueError) as error:
-                place = f"at RAY_ADDRESS = {address!r}" if address else "on this machine"
-                raise UserError(f"--launcher ray: no cluster {place}: {' '.join(str(error).split())}") from error
+                where, remedy = "on this machine", ""
+                if address:
+                    where, remedy = f"at RAY_ADDRESS = {address!r}", " (set RAY_AUTH_MODE = token if it wants one)"
+                said = " ".join(str(error).split())
+                raise UserError(f"--launcher ray: no cluster {where}: {said}{remedy}") from error
         yield ray
 
 

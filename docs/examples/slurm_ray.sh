@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A Ray cluster for one run on several nodes: sbatch docs/examples/slurm_ray.sh --cfg expcfg/paper.toml
-# The same command goes on where a job ended. Checkout, .venv, models' cache and results are on a shared file system.
+# The same command goes on where a job ended. Checkout, .venv, home, models' cache and results are shared.
 #SBATCH --job-name=gali-ray
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -13,7 +13,8 @@ cd "$SLURM_SUBMIT_DIR"
 
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 PORT=$((20000 + SLURM_JOB_ID % 20000))
-export RAY_ADDRESS=$HEAD:$PORT RAY_USAGE_STATS_ENABLED=0 PYTHONPATH=$PWD
+export RAY_ADDRESS=$HEAD:$PORT RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+[ -f ~/.ray/auth_token ] || .venv/bin/ray get-auth-token --generate > /dev/null
 
 srun --nodes=1 --ntasks=1 --nodelist="$HEAD" --overlap \
     .venv/bin/ray start --head --port="$PORT" --include-dashboard=false --block &
