@@ -1,12 +1,12 @@
-# make demo, make test, make test-versions, make test-harness, make lint, make notebook, make docs: each makes .venv if
-# it is missing. make test-vllm makes .vllm.
+# make demo, make test, make test-versions, make test-harness, make test-ray, make lint, make notebook, make docs: each
+# makes .venv if it is missing. make test-vllm makes .vllm.
 PYTHON ?= python3
 VENV := .venv/bin
 # The oldest and the newest version of transformers on which all families work, and what is tested against them.
 TRANSFORMERS := 5.17.0 5.24.0
 VERSION_TESTS := tests/models/DPI/test_golden.py tests/models/DPI/patches
 
-.PHONY: demo test test-versions test-harness test-vllm docs lint notebook fuzz mutants clean
+.PHONY: demo test test-versions test-harness test-ray test-vllm docs lint notebook fuzz mutants clean
 
 .venv/ready: requirements.txt requirements-dev.txt
 	test -x $(VENV)/python || $(PYTHON) -m venv .venv
@@ -43,6 +43,17 @@ test-harness: .versions/harness/ready
 	$(VENV)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$(.versions/harness/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
 	.versions/harness/bin/python -m pip install --quiet -r requirements-harness.txt
+	touch $@
+
+test-ray: .versions/ray/ready
+	OMP_NUM_THREADS=1 .versions/ray/bin/python -m pytest -m ray tests
+
+# Ray, in an environment of its own that shares the rest with .venv.
+.versions/ray/ready: .venv/ready requirements-ray.txt
+	$(VENV)/python -m venv .versions/ray
+	$(VENV)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$(.versions/ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
+	.versions/ray/bin/python -m pip install --quiet -r requirements-ray.txt
 	touch $@
 
 # The documentation as a site, in site/.

@@ -9,8 +9,9 @@ if __name__ == "__main__":
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -18,7 +19,10 @@ from pipeline import sweep
 from pipeline.cli import EXIT_DONE, EXIT_FAILED_RECORDS, make_parser, run_script
 from pipeline.config import ExperimentConfig, apply_overrides, build_config, read_toml, source_of
 from pipeline.help import keys_help, methods_help, tasks_help
-from tasks.errors import said_of
+from tasks.errors import UserError, said_of
+
+if TYPE_CHECKING:
+    from pipeline.runner import Outcome
 
 logger = logging.getLogger("pred")
 
@@ -61,6 +65,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tasks", metavar="A,B", help="data sets to run")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N records per data set")
     parser.add_argument("--overwrite", action="store_true", help="begin anew: remove what is there of the experiment")
+    parser.add_argument("--launcher", choices=["ray"],
+                        help="ray: a worker on each GPU of this machine, or of the cluster at RAY_ADDRESS")  # fmt: skip
+    parser.add_argument("--workers", type=int, metavar="N", help="how many, for --launcher ray")
     parser.add_argument("--dry-run", action="store_true",
                         help="check all that a run would; print records, memory and time; write nothing")  # fmt: skip
     arguments = parser.parse_args(argv)
@@ -71,6 +78,12 @@ def main(argv: list[str]) -> int:
         names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
         overrides.append(f"tasks={names!r}")
     experiments, is_sweep = read_experiments(arguments.cfg, overrides, arguments.only)
+    if arguments.launcher == "ray":
+        from pipeline.ray_pool import check_launcher
+
+        check_launcher(experiments, arguments.cfg, arguments.workers)
+    elif arguments.workers is not None:
+        raise UserError(f"--workers {arguments.workers} is for --launcher ray; torchrun and accelerate have their own")
     if arguments.dry_run:
         from pipeline.dry_run import dry_run, list_experiments
 
@@ -80,7 +93,21 @@ def main(argv: list[str]) -> int:
         else:
             dry_run(experiments, arguments.results, console, arguments.cfg, overwrite=arguments.overwrite)
         return EXIT_DONE
-    return predict(experiments, arguments)
+    return (predict if arguments.launcher is None else predict_by_workers)(experiments, arguments)
+
+
+def predict_by_workers(experiments: list[ExperimentConfig], arguments: argparse.Namespace) -> int:
+    """Put the experiments to workers of Ray; returns the exit code."""
+    from pipeline.dispatch import Dispatcher
+    from pipeline.ray_pool import RayPool
+
+    unfinished = 0
+    with RayPool(arguments.workers, experiments) as pool:
+        dispatcher = Dispatcher(pool, arguments.results, overwrite=arguments.overwrite)
+        sources = [(cfg, source_of(cfg, experiments, arguments.cfg)) for cfg in experiments]
+        for job, outcomes in dispatcher.run(sources):
+            unfinished += told(job.cfg, outcomes)
+    return exit_code(unfinished)
 
 
 def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) -> int:
@@ -105,16 +132,27 @@ def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) 
                     cfg, results, workers, overwrite=arguments.overwrite, release=load_engine.release
                 )
                 start = check_start(cfg, workers.device())
+                workers.agree("revisions of the model", start.revision, "set model_revision to a commit")
                 outcomes = run_experiment(
                     cfg, results, workers, load_engine,
                     window=start.window, model_revision=start.revision, automatic=automatic,
                     overwrite=arguments.overwrite, title=f"{place}{cfg.task}",
                 )  # fmt: skip
-            failed = sum(outcome.failed for outcome in outcomes.values())
-            unfinished += failed + sum(outcome.missing for outcome in outcomes.values())
-            if workers.is_main:
-                total = sum(outcome.records for outcome in outcomes.values())
-                logger.info("%s (%s): %d records, %d failed", cfg.exp_name, cfg.task, total, failed)
+            unfinished += told(cfg, outcomes, aloud=workers.is_main)
+    return exit_code(unfinished)
+
+
+def told(cfg: ExperimentConfig, outcomes: Mapping[str, Outcome], *, aloud: bool = True) -> int:
+    """Say what has become of an experiment, where it is to be said aloud; returns how many records are unfinished."""
+    failed = sum(outcome.failed for outcome in outcomes.values())
+    if aloud:
+        total = sum(outcome.records for outcome in outcomes.values())
+        logger.info("%s (%s): %d records, %d failed", cfg.exp_name, cfg.task, total, failed)
+    return failed + sum(outcome.missing for outcome in outcomes.values())
+
+
+def exit_code(unfinished: int) -> int:
+    """The exit code of a run. unfinished: records without a prediction, which are spoken of."""
     if unfinished:
         logger.error("%d records have no prediction; the same command tries only those", unfinished)
         return EXIT_FAILED_RECORDS

@@ -36,6 +36,11 @@ POOL_RECORDS = 128
 """Among how many batches' records similar lengths are looked for, and of how many records prompts are kept at most."""
 
 
+def pool_size(rows: int) -> int:
+    """Among how many records batches of so many rows look for similar lengths."""
+    return max(rows, min(POOL * rows, POOL_RECORDS)) if rows > 1 else 1
+
+
 @dataclass(frozen=True)
 class Failure:
     """An error as text: its traceback would keep what it speaks of in the GPU's memory."""
@@ -120,19 +125,22 @@ class Batches:
     """Generates records of a task together, as many as `batch_size` says or as the engine's memory holds."""
 
     def __init__(self, task: GenerationTask, engine: Engine, batch_size: BatchSize) -> None:
-        """batch_size: records at most; "auto" asks the engine for its memory, and is 1 where that is not a GPU's."""
+        """batch_size: records at most; "auto" asks the engine for its memory, and is 1 where that is not a GPU's.
+
+        `rows` is the most records of a batch.
+        """
         self._task = task
         self._engine = engine
         self._most_tokens = engine.batch_tokens() if batch_size == "auto" else None
         if batch_size != "auto":
-            self._rows = batch_size
+            self.rows = batch_size
         else:
-            self._rows = 1 if self._most_tokens is None else AUTO_RECORDS
-            logger.info("batch_size = auto: at most %d records, %s tokens", self._rows, self._most_tokens or "any")
+            self.rows = 1 if self._most_tokens is None else AUTO_RECORDS
+            logger.info("batch_size = auto: at most %d records, %s tokens", self.rows, self._most_tokens or "any")
 
     def predict(self, options: Options, dataset: str, records: Sequence[Record]) -> Iterator[Line]:
         """The lines of a data set's records as they are ready, each with its id."""
-        size = max(self._rows, min(POOL * self._rows, POOL_RECORDS)) if self._rows > 1 else 1
+        size = pool_size(self.rows)
         for first in range(0, len(records), size):
             yield from self._predict_pool(options, dataset, records[first : first + size])
 
@@ -188,7 +196,7 @@ class Batches:
             waiting
             and not batch[0].alone
             and waiting[0].request.ending == first.ending
-            and len(batch) < self._rows
+            and len(batch) < self.rows
             and (self._most_tokens is None or (len(batch) + 1) * first.most_tokens <= self._most_tokens)
         ):
             batch.append(waiting.popleft())

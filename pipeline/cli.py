@@ -83,7 +83,7 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
     if "--verbose" in sys.argv:
         logging.getLogger().setLevel(logging.DEBUG)
     else:
-        _leave_out_notices()
+        leave_out_notices()
     with signals.watched() as watch:
         try:
             with logging_redirect_tqdm():
@@ -103,7 +103,7 @@ NOTICE = "`past_key_values`/`cache_params` are deprecated"
 """What transformers 5.24 tells programmers, itself among them."""
 
 
-def _leave_out_notices() -> None:
+def leave_out_notices() -> None:
     """Without `--verbose`, leave out libraries' notices that mean nothing to who runs a script.
 
     They are named one by one: any other warning may be about a result.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -66,6 +67,8 @@ class Workers:
     reports), `writes` (its lines go to disk).
     """
 
+    _group: dist.ProcessGroup | None = None
+
     def __init__(self, *, tensor_parallel: bool = False) -> None:
         """tensor_parallel: whether the processes hold pieces of one model."""
         self.rank = int(os.environ.get("RANK", "0"))
@@ -74,7 +77,6 @@ class Workers:
         self.index = 0 if tensor_parallel else self.rank
         self.is_main = self.rank == 0
         self.writes = self.is_main or not tensor_parallel
-        self._group: dist.ProcessGroup | None = None
 
     def __enter__(self) -> Workers:
         """Join the other processes, and share the machine's cores with them."""
@@ -113,6 +115,26 @@ class Workers:
             raise UserError(sent[1])
         found: T = sent[0]
         return found
+
+    def gather(self, value: T) -> list[T]:
+        """What each process has for `value`, by rank, in all of them."""
+        if self._group is None:
+            return [value]
+        found: list[Any] = [None] * self.processes
+        dist.all_gather_object(found, value, group=self._group)
+        return found
+
+    def agree(self, what: str, value: object, remedy: str) -> None:
+        """Raise `UserError` in all processes if they do not have the same `value`. what: its name. remedy: what to do.
+
+        Machines may have copies of data and models of their own, and predictions of two would stand in one file.
+        """
+        found = self.gather((value, socket.gethostname()))
+        first, first_host = found[0]
+        for other, host in found:
+            if other != first:
+                both = f"{first_host} has {first!r}, {host} {other!r}"
+                raise UserError(f"the machines of this run have different {what}: {both}; {remedy}")
 
     def device(self) -> str | None:
         """The GPU of this process where several share a machine, else None."""

@@ -8,6 +8,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import socket
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipeline import store
 from pipeline.batches import BatchSize
 from pipeline.config import ExperimentConfig, without_other_tasks
 from pipeline.progress import Observer, Times, Tracker, check_tracker
-from pipeline.runner import Outcome, run_records, select_datasets, select_records
+from pipeline.runner import Outcome, digest, run_records, select_datasets, select_records
 from tasks import get_task
 from tasks.base import Engine, GenerationTask, Record, Task
 from tasks.errors import AbsentDataError, UserError
@@ -58,6 +59,8 @@ def run_experiment(
     check_tracker(cfg)
     task = get_task(cfg.task)
     folder, cfg, records = read_experiment(cfg, results, overwrite=overwrite)
+    if workers.processes > 1:
+        workers.agree("records", digest(records), "give all machines the same data_dir, or data_revision")
     if not overwrite:
         check_model_revision(folder, cfg, model_revision)
     if overwrite or not store.has_predictions(folder):
@@ -65,26 +68,21 @@ def run_experiment(
     if workers.is_main:
         store.make_folder(folder)
     with store.lock(folder) if workers.is_main else contextlib.nullcontext():
+        run: RunFile | None = None
         if workers.is_main:
-            if overwrite:
-                store.clear(folder)
-            else:
-                check_resumable(folder, task, cfg)  # another run may have begun since
-                check_model_revision(folder, cfg, model_revision)
-            before = store.read_run(folder) if store.has_predictions(folder) else None
-            record = run_record(cfg, window, workers.processes, records, before, model_revision, automatic)
-            store.write_json(folder / store.RUN_FILE, record)
+            run = RunFile(
+                cfg, folder, records, window=window, processes=workers.processes, model_revision=model_revision,
+                automatic=automatic, overwrite=overwrite,
+            )  # fmt: skip
+        check_shared(folder, workers)
 
         def get_engine() -> Engine:
+            from models.DPI.loading import device_name
+
             engine = load_engine(cfg)
-            if workers.is_main:
-                note: dict[str, Any] = {"device": _devices(record["device"], cfg, workers)}
-                if isinstance(task, GenerationTask):
-                    settings = engine.generation_settings()
-                    if before is not None:
-                        check_generation(folder, before, settings)
-                    note["generation"] = settings
-                store.write_json(folder / store.RUN_FILE, {**record, **note})
+            if run is not None:
+                settings = engine.generation_settings() if isinstance(task, GenerationTask) else None
+                run.note(device_name(cfg.device or workers.device()), settings)
             return engine
 
         with contextlib.ExitStack() as stack:
@@ -99,12 +97,61 @@ def run_experiment(
             )  # fmt: skip
 
 
-def _devices(before: str | None, cfg: ExperimentConfig, workers: Workers) -> str:
-    """What predicts from now on, behind what did before a run was resumed elsewhere."""
-    from models.DPI.loading import device_name
+class RunFile:
+    """An experiment's run record while it runs. One process writes it: the one that holds the folder's lock."""
 
-    names = [*(before.split(", ") if before else []), device_name(cfg.device or workers.device())]
-    return ", ".join(dict.fromkeys(names))
+    def __init__(
+        self,
+        cfg: ExperimentConfig,
+        folder: Path,
+        records: Mapping[str, list[Record]],
+        *,
+        window: int,
+        processes: int,
+        model_revision: str | None = None,
+        automatic: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Begin a run, or go on with one; see `run_experiment`. Raises `UserError` if the folder is another one's."""
+        if overwrite:
+            store.clear(folder)
+        else:
+            check_resumable(folder, get_task(cfg.task), cfg)  # another run may have begun since
+            check_model_revision(folder, cfg, model_revision)
+        self._folder = folder
+        self._before = store.read_run(folder) if store.has_predictions(folder) else None
+        self._content = run_record(cfg, window, processes, records, self._before, model_revision, automatic)
+        store.write_json(folder / store.RUN_FILE, self._content)
+
+    def note(self, device: str, generation: Mapping[str, Any] | None) -> None:
+        """Write down what predicts, behind what did before, and how it decodes; None for what does not generate.
+
+        Raises `UserError` if what is there was decoded otherwise.
+        """
+        names = [*(before.split(", ") if (before := self._content["device"]) else []), device]
+        content = {**self._content, "device": ", ".join(dict.fromkeys(names))}
+        if generation is not None:
+            if self._before is not None:
+                check_generation(self._folder, self._before, generation)
+            content["generation"] = generation
+        if content != self._content:
+            self._content = content
+            store.write_json(self._folder / store.RUN_FILE, content)
+
+
+def check_shared(folder: Path, workers: Workers) -> None:
+    """Raise `UserError` in all processes if some do not see what the first one wrote: their folder is another."""
+    if workers.processes == 1:
+        return
+    path = folder / store.RUN_FILE
+    wanted = workers.from_first(path.read_bytes)
+    there = store.wait_until(lambda: path.is_file() and path.read_bytes() == wanted)
+    hosts = [host for host, sees in workers.gather((socket.gethostname(), there)) if not sees]
+    if hosts:
+        raise UserError(
+            f"{str(folder)!r} on {', '.join(dict.fromkeys(hosts))} is not the folder of the first process; give "
+            "--results a folder that all machines share"
+        )
 
 
 def check_generation(folder: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -185,12 +232,16 @@ def with_model_revision(cfg: ExperimentConfig, results: Path, *, overwrite: bool
     folder = store.experiment_folder(results, get_task(cfg.task), cfg.exp_name)
     run = store.read_run(folder) or {}
     before = run.get("model_revision")
-    # Of another model it is none (`check_resumable` refuses that), and a folder has none, whatever a record says.
-    is_folder = "/" not in cfg.model or Path(cfg.model).expanduser().is_dir()
+    # Of another model it is none: `check_resumable` refuses that.
     same = store.has_predictions(folder) and run.get("config", {}).get("model") == cfg.model
-    if is_folder or not same or not isinstance(before, str):
+    return pinned(cfg, before) if same and isinstance(before, str) else cfg
+
+
+def pinned(cfg: ExperimentConfig, revision: str | None) -> ExperimentConfig:
+    """The configuration with a commit of its model; as it is for a folder or a short name, which have none."""
+    if revision is None or "/" not in cfg.model or Path(cfg.model).expanduser().is_dir():
         return cfg
-    return cfg.model_copy(update={"model_revision": before})
+    return cfg.model_copy(update={"model_revision": revision})
 
 
 def check_model_revision(folder: Path, cfg: ExperimentConfig, now: str | None) -> None:

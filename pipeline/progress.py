@@ -55,7 +55,18 @@ class Progress:
         """See the class."""
         return self
 
+    def extend(self, records: int, name: str) -> None:
+        """Let the bar stand for more records, and take another name."""
+        self._total += records
+        self._name = name
+        self._bar.total = self._total
+        self._bar.set_description(name)
+
     def __exit__(self, *_: object) -> None:
+        """Leave the bar as it is."""
+        self.close()
+
+    def close(self) -> None:
         """Leave the bar as it is."""
         self._bar.close()
 

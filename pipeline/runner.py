@@ -6,7 +6,9 @@ that fails is written down with its error and the run goes on; a rerun tries onl
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +18,12 @@ from typing import TYPE_CHECKING
 from pipeline import store
 from pipeline.batches import Batches, BatchSize, predict
 from pipeline.config import ExperimentConfig
+from pipeline.files import encoded
 from pipeline.progress import Observer, Progress
 from tasks.base import Engine, GenerationTask, Record, Task
 from tasks.errors import UserError
 from tasks.options import Options
+from tasks.reading import read_regular
 
 if TYPE_CHECKING:
     from pipeline.distributed import Workers
@@ -55,6 +59,19 @@ def select_records(task: Task, cfg: ExperimentConfig, dataset: str) -> list[Reco
     return records
 
 
+def digest(records: Mapping[str, Sequence[Record]]) -> str:
+    """A short hash of records by data set, the same on machines that have the same, with the files that they name."""
+    found = hashlib.sha256()
+    for dataset, wanted in records.items():
+        for record in wanted:
+            found.update(encoded(json.dumps([dataset, record], default=_content)))
+    return found.hexdigest()[:12]
+
+
+def _content(value: object) -> str:
+    return hashlib.sha256(read_regular(value)).hexdigest() if isinstance(value, Path) else str(value)
+
+
 def run_records(
     task: Task,
     options: Options,
@@ -73,15 +90,7 @@ def run_records(
     records that are generated together, see `pipeline.batches`; benchmarks of another kind go one by one. title: what
     stands before the bar. observers: are told of each record that this process has predicted.
     """
-    if workers.is_main:
-        for dataset, wanted in records.items():
-            store.merge(folder, dataset, [record["id"] for record in wanted])
-    workers.barrier()
-    todo = {
-        dataset: by_document(task, dataset, _pending(folder, dataset, wanted, workers))
-        for dataset, wanted in records.items()
-    }
-    workers.barrier()
+    todo = begin(task, folder, records, workers)
     total = sum(len(wanted) for wanted in todo.values())
     engine = get_engine() if total else None
     batches = Batches(task, engine, batch_size) if engine is not None and isinstance(task, GenerationTask) else None
@@ -103,12 +112,36 @@ def run_records(
                     for observe in told:
                         observe(dataset, line, now - before)
                     before = now
+    return finish(folder, records, workers)
+
+
+def begin(task: Task, folder: Path, records: Mapping[str, list[Record]], workers: Workers) -> dict[str, list[Record]]:
+    """Bring the prediction files into order. Returns what this process has to predict, by data set."""
+    _merge(folder, records, workers)
+    todo = {
+        dataset: by_document(task, dataset, _pending(folder, dataset, wanted, workers))
+        for dataset, wanted in records.items()
+    }
+    workers.barrier()
+    return todo
+
+
+def finish(folder: Path, records: Mapping[str, list[Record]], workers: Workers) -> dict[str, Outcome]:
+    """Bring the prediction files into order, and say how far they are."""
+    parts = [store.part_file(folder, dataset, workers.rank) for dataset in records]
+    written = workers.gather({path.name: path.stat().st_size for path in parts if path.exists()})
+    if workers.is_main:
+        store.wait_for(folder, {name: size for each in written for name, size in each.items()})
+    _merge(folder, records, workers)
+    return {dataset: count(folder, dataset, wanted) for dataset, wanted in records.items()}
+
+
+def _merge(folder: Path, records: Mapping[str, list[Record]], workers: Workers) -> None:
     workers.barrier()
     if workers.is_main:
         for dataset, wanted in records.items():
             store.merge(folder, dataset, [record["id"] for record in wanted])
     workers.barrier()
-    return {dataset: count(folder, dataset, wanted) for dataset, wanted in records.items()}
 
 
 def _pending(folder: Path, dataset: str, wanted: list[Record], workers: Workers) -> list[Record]:

@@ -61,6 +61,22 @@ def watched() -> Iterator[Watch]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def kept() -> Iterator[None]:
+    """Within, a library may set handlers of its own, also one that exits at SIGTERM; afterwards they are as before."""
+    before = {number: signal.getsignal(number) for number in _ENDS}
+    try:
+        yield
+    except SystemExit as end:
+        if end.code == signal.SIGTERM:
+            _raise(signal.SIGTERM, None)
+        raise
+    finally:
+        if _watch.received is None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def check() -> None:
     """Raise again what a signal raised, where it came out as another error or was lost in a destructor."""
     if _watch.received is not None:

@@ -17,7 +17,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,6 +58,8 @@ __all__ = [
     "read_lines",
     "read_run",
     "replacing",
+    "wait_for",
+    "wait_until",
     "write_json",
     "write_text",
 ]
@@ -65,6 +68,8 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
+SECONDS_OF_NETWORK = 90.0
+"""After which a file of another machine is seen; file systems over a network keep what they saw for up to a minute."""
 
 
 def experiment_folder(results: Path, task: Task, exp_name: str) -> Path:
@@ -235,6 +240,28 @@ def part_files(folder: Path, dataset: str) -> list[Path]:
     """The shares that are there, by rank."""
     found = (path for path in folder.glob(".part-*") if path.name.split("-", 2)[2] == f"{dataset}.jsonl")
     return sorted(found, key=lambda path: int(path.name.split("-", 2)[1]))
+
+
+def wait_until(true: Callable[[], bool]) -> bool:
+    """Whether something comes true within `SECONDS_OF_NETWORK`: a folder over a network may be seen as it was."""
+    end = time.monotonic() + SECONDS_OF_NETWORK
+    while not (found := true()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
+
+
+def wait_for(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Wait until parts that other processes wrote are seen here, whole. What is not is merged at the next start.
+
+    sizes: bytes by file name.
+    """
+
+    def there() -> bool:
+        found = {path.name: path.stat().st_size for path in folder.glob(".part-*")}
+        return all(found.get(name, -1) >= size for name, size in sizes.items())
+
+    if not wait_until(there):
+        logger.warning("%s: some of what other machines wrote is not seen here yet; start the command again", folder)
 
 
 def merge(folder: Path, dataset: str, order: Sequence[str]) -> list[Line]:

@@ -221,6 +221,7 @@ def test_pins_lie_within_what_the_package_declares() -> None:
     for file, ranges in (
         ("requirements.txt", declared([*project["dependencies"], *extras["eval"]])),
         ("requirements-dev.txt", declared([*extras["notebook"], *extras["dev"]])),
+        ("requirements-ray.txt", declared(extras["ray"])),
     ):
         for name, pin in pinned(file).items():
             [version] = [specifier.version for specifier in pin.specifier]
