@@ -173,8 +173,9 @@ class Chat:
         self._console.out(printable(text, keep="\n\t"), end="", highlight=False)
 
     def note(self, text: str) -> None:
-        """Show a line that is no part of the conversation."""
-        self._console.print(printable(text), style="dim", markup=False, highlight=False)
+        """Show a line that is no part of the conversation, wrapped between words on a terminal."""
+        wide = not self._console.is_terminal
+        self._console.print(printable(text), style="dim", markup=False, highlight=False, soft_wrap=wide)
 
     def load(self, name: str) -> None:
         """Put a file's text before the next message. Raises `UserError`."""

@@ -81,6 +81,18 @@ def command_lines() -> list[str]:
 
 
 @contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within, only warnings are logged: what else is would stand in the answers."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        root.setLevel(before)
+
+
+@contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Within, Ctrl-C raises KeyboardInterrupt, as often as it comes but for what comes at once."""
     last = -math.inf
@@ -124,7 +136,7 @@ def converse(chat: Chat, console: Console) -> None:
                 chat.say(line)
         except UserError as error:
             said = f"error: {printable(' '.join(str(error).split()))}"
-            console.print(said, style="red", markup=False, highlight=False)
+            console.print(said, style="red", markup=False, highlight=False, soft_wrap=not console.is_terminal)
         except KeyboardInterrupt:
             console.print("\nstopped", style="dim")
 
@@ -213,7 +225,7 @@ def main(argv: list[str]) -> int:
     console = Console(soft_wrap=True)
     try:
         chat = open_chat(argv, console)
-        with interruptible():
+        with interruptible(), quiet():
             converse(chat, console)
     except KeyboardInterrupt:
         return signals.EXIT_INTERRUPTED
