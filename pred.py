@@ -88,7 +88,7 @@ def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) 
     from pipeline.automatic import settle
     from pipeline.distributed import Workers
     from pipeline.experiment import run_experiment, with_model_revision
-    from pipeline.model_loader import EngineLoader, check_requests, check_start
+    from pipeline.model_loader import EngineLoader, check_requests
 
     results: Path = arguments.results
     tensor_parallel = check_requests(experiments, arguments.cfg)
@@ -104,7 +104,7 @@ def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) 
                 cfg, automatic = settle(
                     cfg, results, workers, overwrite=arguments.overwrite, release=load_engine.release
                 )
-                start = check_start(cfg, workers.device())
+                start = load_engine.check(cfg)
                 outcomes = run_experiment(
                     cfg, results, workers, load_engine,
                     window=start.window, model_revision=start.revision, automatic=automatic,
