@@ -175,6 +175,7 @@ def test_a_new_conversation_has_room_again(tmp_path: Path) -> None:
     chat.say("The sky")
     with pytest.raises(UserError, match="/new forgets it"):
         chat.say(WORDS)
+    chat.load(str(tmp_path / "a"))
     chat.forget()
     said(out)
     chat.say(WORDS)
