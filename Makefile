@@ -81,7 +81,7 @@ test-vllm: .vllm/ready
 lint: .venv/ready
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
-	$(VENV)/mypy models tasks pipeline tools benchmarks analysis comparison gali setup.py serving/vllm_gali \
+	$(VENV)/mypy models tasks pipeline tools benchmarks analysis comparison chat gali setup.py serving/vllm_gali \
 		pred.py eval.py collect_results.py compare.py
 
 notebook: .venv/ready

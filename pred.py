@@ -115,7 +115,7 @@ def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) 
     from pipeline.automatic import settle
     from pipeline.distributed import Workers
     from pipeline.experiment import run_experiment, with_model_revision
-    from pipeline.model_loader import EngineLoader, check_requests, check_start
+    from pipeline.model_loader import EngineLoader, check_requests
 
     results: Path = arguments.results
     tensor_parallel = check_requests(experiments, arguments.cfg)
@@ -131,7 +131,7 @@ def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) 
                 cfg, automatic = settle(
                     cfg, results, workers, overwrite=arguments.overwrite, release=load_engine.release
                 )
-                start = check_start(cfg, workers.device())
+                start = load_engine.check(cfg)
                 workers.agree("revisions of the model", start.revision, "set model_revision to a commit")
                 outcomes = run_experiment(
                     cfg, results, workers, load_engine,

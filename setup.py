@@ -26,8 +26,9 @@ COMMANDS = {
     "eval": "gali-eval",
     "collect_results": "gali-collect",
     "compare": "gali-compare",
+    "chat": "gali-chat",
 }
-"""Scripts of the checkout's root, as modules or packages with a `main(argv)`; those that are there become commands."""
+"""Of the checkout's root, modules (scripts) or packages with a `main(argv)`; those that are there become commands."""
 LEFT_OUT = (NAME, "tests", "tools", "benchmarks")
 """Packages of the checkout that stay there; `gali` itself keeps its place."""
 

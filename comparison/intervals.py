@@ -1,7 +1,8 @@
 """Paired bootstrap: how far two settings differ on the same items, with a 95 % interval.
 
 Items are drawn with replacement, for both settings the same ones; a score that is the mean of several groups' means is
-drawn within each group. The interval is of percentiles. Of few items, such as four texts, it is too narrow.
+drawn within each group. The interval is of percentiles. Of few items, such as four texts, it is too narrow: there
+Student's serves better, which `pipeline.paired` has. The tables of benchmarks/QUALITY.md are of percentiles.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def measure(
     install(model, setting.build(), setting.window, attn_impl=attn_impl, seed=seed)
     for batch in batches(items, BATCH_TOKENS.get(model.device.type, 1)):
         for item, scores in _score(model, batch, window):
-            yield item, {"id": f"{setting.id} | {item.id}", "setting": setting.id, "item": item.id, **scores}
+            yield item, {"setting": setting.id, "item": item.id, **scores}
 
 
 def _score(model: PreTrainedModel, batch: Sequence[Item], window: int) -> Iterator[tuple[Item, dict[str, Any]]]:

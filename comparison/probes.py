@@ -148,12 +148,23 @@ def _passkey_job(seed: int, probe: Probe, length: int, depth: float, haystack: s
 
 def _ruler(request: Request) -> Iterator[_Job]:
     lengths, samples = request.sizes.lengths, request.sizes.samples
+    places = dealt(samples, len(lengths), pairs=request.tune)
     for dataset in get_args(DatasetName):
-        for number in range(samples):
-            place = (2 * number + 1) * len(lengths) // (2 * samples)
-            at_length = [n for n in range(samples) if (2 * n + 1) * len(lengths) // (2 * samples) == place]
+        for number, place in enumerate(places):
+            at_length = [n for n in range(samples) if places[n] == place]
             depth = middles(len(at_length))[at_length.index(number)]
             yield _ruler_job(request, dataset, number, lengths[place], depth)
+
+
+def dealt(samples: int, places: int, *, pairs: bool) -> list[int]:
+    """The place of each sample, evenly over the places, or over their middle ones where the samples are fewer.
+
+    pairs: an even one, which chooses, and the odd one behind it, which reports, at the same place; one without another
+    goes with the last two.
+    """
+    size = 2 if pairs else 1
+    hands = samples // size
+    return [(2 * min(number // size, hands - 1) + 1) * places // (2 * hands) for number in range(samples)]
 
 
 def _ruler_job(request: Request, dataset: DatasetName, number: int, length: int, depth: float) -> _Job:

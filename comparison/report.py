@@ -139,6 +139,10 @@ def notes_of(found: Comparison) -> list[str]:
         lines.append("Settings were chosen on the other half of the texts and prompts; all numbers are of this half.")
     else:
         lines.append("Recommended settings were chosen on the numbers shown.")
+    for one in (found.settings[key].setting for key in found.reported()):
+        if one.measured:
+            on = f"the choosing half, {', '.join(one.measured_on)}" if one.measured_on else "Python's help"
+            lines.append(f"{one.label}: W = {one.window:,} was measured on {on}.")
     if any(not found.settings[key].setting.build().is_causal() for key in found.reported()):
         lines.append(
             f"{NOT_CAUSAL}: depends on the whole length; answers were read in one pass with their prompts, which is not"

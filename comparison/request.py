@@ -30,7 +30,7 @@ class Sizes(BaseModel):
 
 
 class Request(BaseModel):
-    """A comparison. What changes no number (device, batches, where it is written) is not part of it.
+    """A comparison as it is asked for. What is found of the model and the machine stands beside it (`storage.FOUND`).
 
     window: the model's W in tokens. target: the length that methods are to reach. seed: of keys, samples and noise.
     """
@@ -58,7 +58,7 @@ class Request(BaseModel):
             )
         if beyond := [length for length in self.sizes.lengths if length > self.target]:
             raise ValueError(f"--lengths: {beyond[0]} is beyond the target of {self.target}; lower it")
-        if self.tune and min(self.sizes.depths * len(self.sizes.lengths), self.sizes.samples, self.sizes.texts) < 2:
+        if self.tune and min(self.sizes.depths, self.sizes.samples, self.sizes.texts) < 2:
             raise ValueError(
                 "--tune chooses on one half and reports on the other: --depths, --samples and --texts-limit must be at"
                 " least 2"

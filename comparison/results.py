@@ -14,7 +14,6 @@ from comparison.intervals import Difference, paired_difference
 from comparison.probes import RETRIEVAL, Item, Probe
 from comparison.settings import Setting, default_of
 from pipeline.files import read_json
-from pipeline.store import MissingField
 from tasks.errors import UserError
 
 
@@ -147,13 +146,11 @@ def load(folder: Path | str) -> Comparison:
         raise UserError(f"{str(folder)!r} holds no comparison; compare.py --out {folder} writes one")
     record = read_json(path)
     settings = {setting.id: Measured(setting) for setting in storage.read_settings(folder)}
-    try:
+    with storage.none_missing():
         for line in storage.read_scores(folder):
             one = settings.get(line["setting"])
             if one is not None:
                 _add(settings, one, line)
-    except MissingField as error:
-        raise UserError(f"{error.place} has no {error}; compare.py did not write it") from None
     return Comparison(folder, record, settings, storage.read_items(folder, with_tokens=False))
 
 

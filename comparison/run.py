@@ -18,7 +18,7 @@ from comparison.probes import Item, build_items
 from comparison.request import Request, Sizes, make_request, sizes_for
 from comparison.results import Comparison, load
 from comparison.settings import Refused, Setting, plan
-from comparison.texts import Text, read_texts
+from comparison.texts import Text, choosing, read_texts
 from models.DPI.methods import METHODS, Method
 from models.mistakes import did_you_mean
 from pipeline.config import ExperimentConfig, build_config
@@ -28,7 +28,7 @@ from pipeline.store import Appender, lock, make_folder
 from tasks.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -70,25 +70,26 @@ class Session:
     def __init__(self, wishes: Wishes, workers: Workers) -> None:
         """Check all that can be checked without weights. Raises `UserError`."""
         from models.DPI.loading import check_options
-        from pipeline.model_loader import read_model_config
+        from pipeline.model_loader import model_commit, read_model_config
 
         self._wishes = wishes
         self._workers = workers
         names = check_methods(wishes.methods)
         self.baseline = check_baseline(wishes.baseline, names)
         try:
-            device, dtype = check_options(
+            self._device, self._dtype = check_options(
                 attn_impl=wishes.attn_impl, dtype=wishes.dtype, device=wishes.device or workers.device(),
                 device_map=None, tp_plan=None,
             )  # fmt: skip
         except ValueError as error:
             raise UserError(str(error)) from None
-        self._config = read_model_config(wishes.model, trust_remote_code=wishes.trust_remote_code)
+        self._commit = model_commit(wishes.model)  # with which all else is read
+        self._config = read_model_config(wishes.model, self._commit, trust_remote_code=wishes.trust_remote_code)
         window = window_of(self._config) if wishes.window is None else wishes.window
         self.request = make_request(
             model=wishes.model, window=window, target=wishes.target, methods=names, tune=wishes.tune,
-            sizes=sizes_of(wishes, window, gpu=device.type == "cuda"), texts=wishes.texts,
-            dtype=str(dtype).removeprefix("torch."), attn_impl=wishes.attn_impl, seed=wishes.seed,
+            sizes=sizes_of(wishes, window, gpu=self._device.type == "cuda"), texts=wishes.texts,
+            dtype=str(self._dtype).removeprefix("torch."), attn_impl=wishes.attn_impl, seed=wishes.seed,
             trust_remote_code=wishes.trust_remote_code,
         )  # fmt: skip
         self.folder = wishes.out or default_folder(wishes.results, self.request)
@@ -132,56 +133,82 @@ class Session:
 
     def _prepare(self) -> None:
         """Write what a comparison begins with, where it is not there: items and settings."""
-        from pipeline.model_loader import read_tokenizer
-
-        tokenizer = read_tokenizer(self.request.model, trust_remote_code=self.request.trust_remote_code)
+        tokenizer = self._tokenizer()
         texts = read_texts(self.request.texts, tokenizer, self.request.target, self.request.sizes.texts)
         record = self._record(texts)
         begun = storage.check_same(self.folder, record)
         if not (begun and (self.folder / storage.ITEMS_FILE).exists()):
             storage.write_items(self.folder, build_items(self.request, tokenizer, texts))
         if not (begun and (self.folder / storage.SETTINGS_FILE).exists()):
-            storage.write_settings(self.folder, self._settings())
+            storage.write_settings(self.folder, self._settings(texts))
         storage.repair(self.folder)
         write_json(self.folder / storage.REQUEST_FILE, record)
 
-    def _settings(self) -> list[Setting]:
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        from pipeline.model_loader import read_tokenizer
+
+        return read_tokenizer(self.request.model, self._commit, trust_remote_code=self.request.trust_remote_code)
+
+    def _settings(self, texts: Sequence[Text]) -> list[Setting]:
         """All settings of the comparison, with those whose numbers are measured on the model."""
         found = {setting.id: setting for setting in self._planned}
         for name in dict.fromkeys(setting.method for setting in self._planned):
             if METHODS[name].automatic(self.request.window):
                 try:
-                    setting = self._automatic(name)
+                    setting = self._automatic(name, choosing(texts) if self.request.tune else None)
                 except ValueError as error:
                     logger.warning("left out, %s auto: %s", METHODS[name].label, error)
                 else:
                     found[setting.id] = setting
         return list(found.values())
 
-    def _automatic(self, name: str) -> Setting:
-        """A method at what "auto" stands for on this model: measured within its window, on texts of Python's own."""
+    def _automatic(self, name: str, texts: Sequence[Text] | None) -> Setting:
+        """A method at what "auto" stands for on this model, measured within its window.
+
+        texts: those to measure on. Like a grid's setting it is chosen, so they are the texts that choose; where none
+        do, all report, and it is Python's help (None), which `pred.py` measures on too.
+        """
         from models.DPI.calibration import calibrate
         from models.DPI.patches.Llama import uninstall
-        from pipeline.model_loader import read_tokenizer
 
-        tokenizer = read_tokenizer(self.request.model, trust_remote_code=self.request.trust_remote_code)
-        found = calibrate(uninstall(self.model()), tokenizer, self.request.window)
+        own = None if texts is None else [text.text for text in texts]
+        found = calibrate(uninstall(self.model()), self._tokenizer(), self.request.window, texts=own)
         logger.info("%s auto: W = %d, because %s", METHODS[name].label, found.window, found.reason)
         params, label = METHODS[name].automatic(found.window), f"{METHODS[name].label} auto"
-        return Setting(name, params, found.window, label, default=True, measured=True)
+        names = tuple(text.name for text in texts or ())
+        return Setting(name, params, found.window, label, default=True, measured=True, measured_on=names)
 
     def _record(self, texts: Sequence[Text]) -> dict[str, Any]:
         from models.DPI.loading import device_name
+        from pipeline.model_loader import weights_digests
 
         return {
             "request": self.request.model_dump(mode="json"),
             "texts": [{"name": text.name, "sha256": text.digest, "whole": text.ids is not None} for text in texts],
             "baseline": self.baseline,
             "refused": [vars(one) for one in self.refused],
+            "commit": self._commit,
+            "weights": weights_digests(self.request.model),
             "device": device_name(self._wishes.device or self._workers.device()),
+            "attention": self._attention(),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             "begun": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
+
+    def _attention(self) -> dict[str, str]:
+        """The implementation that each method attends with, by name; what "auto" takes depends on the machine."""
+        from models.DPI.loading import check_attention
+
+        found: dict[str, str] = {}
+        for one in self._planned:
+            if one.method in found:
+                continue
+            method, asked = one.build(), self.request.attn_impl
+            try:
+                found[one.method] = check_attention(self._config, method, one.window, asked, self._device, self._dtype)
+            except ValueError:  # which every measurement says again
+                found[one.method] = asked
+        return found
 
     def model(self) -> PreTrainedModel:
         """The model, loaded when it is first needed. Raises `UserError`."""
@@ -193,16 +220,16 @@ class Session:
 
     def _experiment(self, setting: Setting) -> ExperimentConfig:
         content = experiment_of(setting, self.request.model_dump(mode="json"), "comparison")
-        return build_config({**content, "device": self._wishes.device}, "comparison")
+        return build_config({**content, "device": self._wishes.device, "model_revision": self._commit}, "comparison")
 
     def _measure(self, settings: Sequence[Setting], items: Sequence[Item], what: str = "") -> None:
         """This process's share of the settings on the items, what is there left out."""
-        done = {line["id"] for line in storage.read_scores(self.folder) if "error" not in line}
+        done = {(line["setting"], line["item"]) for line in storage.read_scores(self.folder) if "error" not in line}
         self._workers.barrier()  # nobody writes a line while another process reads them
         own = settings[self._workers.index :: self._workers.count]
         left: dict[str, list[Item]] = {}
         for setting in own:
-            if missing := [item for item in items if f"{setting.id} | {item.id}" not in done]:
+            if missing := [item for item in items if (setting.id, item.id) not in done]:
                 left[setting.id] = missing
         if not left:
             return

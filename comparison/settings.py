@@ -19,7 +19,7 @@ class Setting:
 
     window: W of the installation, in tokens, which may be smaller than the model's. label: in tables and pictures.
     default: whether it is what the method runs at without tuning. measured: whether its numbers were measured on the
-        model, which is what "auto" stands for.
+        model, which is what "auto" stands for; on which texts, by name; none: on Python's help.
     """
 
     method: str
@@ -28,6 +28,7 @@ class Setting:
     label: str
     default: bool = False
     measured: bool = False
+    measured_on: Sequence[str] = ()
 
     @property
     def id(self) -> str:

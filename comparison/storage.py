@@ -1,6 +1,6 @@
 """The folder of a comparison: what was asked for, the items, and a line for each setting and item.
 
-request.json           the request, digests of the texts, refused settings, device and versions
+request.json           the request, digests of the texts and of the model, refused settings, device and versions
 items.json             the items without their tokens; items.safetensors: their tokens, one after another
 scores.jsonl           a line for each setting and item, on disk before the next; other processes write
                        `scores-<rank>.jsonl`
@@ -8,7 +8,8 @@ scores.jsonl           a line for each setting and item, on disk before the next
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from comparison.probes import Item
 from comparison.settings import Setting
 from pipeline.files import read_json, write_json
-from pipeline.store import best_lines, differences, read_lines, replacing
+from pipeline.store import MissingField, best_lines, differences, read_lines, replacing
 from tasks.base import Line
 from tasks.errors import UserError
 
@@ -24,6 +25,8 @@ REQUEST_FILE = "request.json"
 ITEMS_FILE = "items.json"
 TOKENS_FILE = "items.safetensors"
 SETTINGS_FILE = "settings.json"
+FOUND = ("commit", "weights", "device", "attention")
+"""What the model and the machine are, which a comparison goes on with: other ones may give other numbers."""
 _MOST_DIFFERENCES = 6
 
 
@@ -33,8 +36,24 @@ def scores_file(folder: Path, rank: int) -> Path:
 
 
 def read_scores(folder: Path) -> list[Line]:
-    """The lines of all processes, one for each setting and item: its score if it has one, else its last error."""
-    return best_lines(line for path in sorted(folder.glob("scores*.jsonl")) for line in read_lines(path))
+    """The lines of all processes, one for each setting and item: its score if it has one, else its last error.
+
+    Raises `UserError` for a line without them.
+    """
+    lines = [line for path in sorted(folder.glob("scores*.jsonl")) for line in read_lines(path)]
+    with none_missing():
+        for line in lines:
+            line["id"] = f"{line['setting']} | {line['item']}"
+    return best_lines(lines)
+
+
+@contextlib.contextmanager
+def none_missing() -> Iterator[None]:
+    """A field that a line lacks as a `UserError`."""
+    try:
+        yield
+    except MissingField as error:
+        raise UserError(f"{error.place} has no {error}; compare.py did not write it") from None
 
 
 def repair(folder: Path) -> None:
@@ -51,7 +70,7 @@ def check_same(folder: Path, record: Mapping[str, Any]) -> bool:
     before = read_json(path)
     if not isinstance(before, dict):
         raise UserError(f"{str(path)!r} is no request of compare.py; choose another --out")
-    kept = ("request", "texts")
+    kept = ["request", "texts", *(key for key in FOUND if key in before)]  # earlier versions wrote fewer
     found = list(differences({key: before.get(key) for key in kept}, {key: record[key] for key in kept}))
     if found:
         more = f" and {len(found) - _MOST_DIFFERENCES} more" if len(found) > _MOST_DIFFERENCES else ""

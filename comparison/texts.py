@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -59,6 +60,11 @@ def read_texts(folder: Path | None, tokenizer: PreTrainedTokenizerBase, target: 
             f"{where} have no {target} tokens in one piece; give longer texts (--texts DIR), or lower --target"
         )
     return found
+
+
+def choosing(texts: Sequence[Text]) -> list[Text]:
+    """Those that settings are chosen on; the others report."""
+    return list(texts[::2])
 
 
 def first_tokens(text: str, tokenizer: PreTrainedTokenizerBase, count: int) -> list[int]:

@@ -152,7 +152,7 @@ def preview(cfg: ExperimentConfig, results: Path, load: EngineLoader, console: C
     """Check one experiment as its run would, and print what it would do. Raises `UserError` as the run would."""
     cfg = with_model_revision(cfg, results, overwrite=overwrite)
     cfg, automatic = settle(cfg, results, Workers(), overwrite=overwrite, measure=False)
-    start = check_start(cfg)
+    start = load.check(cfg)
     folder, cfg, chosen = read_experiment(cfg, results, overwrite=overwrite)
     if not overwrite:
         check_model_revision(folder, cfg, start.revision)

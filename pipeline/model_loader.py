@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import json
 import logging
 import sys
@@ -34,6 +35,10 @@ ENGINE_KEYS = {
     "model", "model_revision", "method", "params", "max_pe", "ori_max_position_embeddings",
     "seed", "dtype", "device", "attn_impl", "device_map", "tp_plan", "trust_remote_code",
 }  # fmt: skip
+
+
+WEIGHTS_FILES = ("config.json", "*.safetensors", "*.gguf")
+"""What in a folder decides over a model's numbers."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def check_start(
     read before. upper_bound: whether a smaller window than this one will be measured. Raises `UserError` for all that
     would keep the run from its first record, but for faults of the weights themselves.
     """
-    from models.DPI.loading import check_attention, check_options, commit_of, window_of
+    from models.DPI.loading import check_attention, check_options, window_of
     from models.DPI.methods import build_method, resolve_params
     from models.DPI.patches.Llama import check_config
     from pipeline import prefixes
@@ -109,8 +114,7 @@ def check_start(
         with _mistakes():
             check_attention(config, method, window, cfg.attn_impl, found, dtype)
     local = Path(source.folder).is_dir()
-    revision = None if local else _friendly(cfg.model, lambda: commit_of(source))
-    return Start(config, window, found, dtype, local, revision)
+    return Start(config, window, found, dtype, local, model_commit(cfg.model, cfg.model_revision))
 
 
 def measured_window(cfg: ExperimentConfig, device: str | None, window: int) -> dict[str, Any]:
@@ -177,6 +181,32 @@ def check_tensor_parallel(experiments: Sequence[ExperimentConfig]) -> bool:
     return found == {True}
 
 
+def model_commit(model: str, revision: str | None = None) -> str | None:
+    """The commit of a model of the hub; None for a folder. Raises `UserError`."""
+    from models.DPI.loading import commit_of
+
+    source = resolve_model(model, revision)
+    return None if Path(source.folder).is_dir() else _friendly(model, lambda: commit_of(source))
+
+
+def weights_digests(model: str) -> dict[str, str] | None:
+    """Of a model in a folder, its configuration and files of weights, each with its hash; None for one of the hub.
+
+    That has a commit. Raises `UserError` for what cannot be read.
+    """
+    folder = Path(resolve_model(model).folder)
+    if not folder.is_dir():
+        return None
+    found = {}
+    for path in sorted(path for pattern in WEIGHTS_FILES for path in folder.glob(pattern)):
+        try:
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        except OSError as error:
+            raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    return found
+
+
 def read_model_config(model: str, revision: str | None = None, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The model's configuration; no weights are read. Raises `UserError`."""
     from transformers import AutoConfig
@@ -233,6 +263,13 @@ class EngineLoader:
         self._workers = workers
         self._engine: ModelEngine | None = None
         self._key: str | None = None
+        self._checked: str | None = None
+
+    def check(self, cfg: ExperimentConfig) -> Start:
+        """`check_start` for this process's device, once: a load of the same model does not check it again."""
+        start = check_start(cfg, self._workers.device())
+        self._checked = engine_key(cfg)
+        return start
 
     def __call__(self, cfg: ExperimentConfig) -> ModelEngine:
         """The engine of a configuration. Raises `UserError` where its model cannot be loaded."""
@@ -258,7 +295,8 @@ class EngineLoader:
         from pipeline.engine import ModelEngine
 
         device = self._workers.device()
-        check_start(cfg, device)  # what the user can mend is said as it is, and not as a fault of the model's files
+        if self._checked != engine_key(cfg):
+            self.check(cfg)  # what the user can mend is said as it is, and not as a fault of the model's files
         logger.info("loading %s with %s", cfg.model, cfg.method)
         _leave_out_bars()
         model, tokenizer = _friendly(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import store
-from pipeline.scoring import config_of_run, read_predictions
+from pipeline.scoring import config_of, read_predictions, scored
 from tasks.base import Line, Task
 from tasks.errors import UserError
 from tasks.metrics.bootstrap import bootstrap_stderr
@@ -48,7 +48,8 @@ class Difference:
 def difference(folder: Path, baseline: Path, task: Task) -> Difference:
     """The difference between two experiments of a task.
 
-    Raises `UserError` where one has no predictions, none in common with the other, or a record is not the same.
+    Raises `UserError` where one has no predictions, none in common with the other, or a record is not the same, and for
+    a line that cannot be scored.
     """
     lines = {key: line for key, line in _lines(folder).items() if not store.is_failed(line)}
     others = {key: line for key, line in _lines(baseline).items() if not store.is_failed(line)}
@@ -58,14 +59,14 @@ def difference(folder: Path, baseline: Path, task: Task) -> Difference:
     for key in common:
         _check_same(folder, baseline, key, lines[key], others[key])
     options, other_options = _options(folder, task), _options(baseline, task)
-    mine = {key: _alone(task, options, key, lines[key]) for key in common}
-    theirs = {key: _alone(task, other_options, key, others[key]) for key in common}
+    mine = {key: _alone(task, options, key, lines[key], folder) for key in common}
+    theirs = {key: _alone(task, other_options, key, others[key], baseline) for key in common}
     by_column: dict[str, Score] = {}
     left_out = []
     for column in dict.fromkeys(name for marks in mine.values() for name in marks):
         keys = [key for key in common if column in mine[key] and column in theirs[key]]
-        whole = _together(task, options, column, {key: lines[key] for key in keys})
-        other_whole = _together(task, other_options, column, {key: others[key] for key in keys})
+        whole = _together(task, options, column, {key: lines[key] for key in keys}, folder)
+        other_whole = _together(task, other_options, column, {key: others[key] for key in keys}, baseline)
         pairs = [(mine[key][column], theirs[key][column]) for key in keys]
         found = _paired(pairs, whole, other_whole) if len(pairs) > 1 else None
         if found is None:
@@ -88,8 +89,8 @@ def _lines(folder: Path) -> dict[Key, Line]:
 
 
 def _options(folder: Path, task: Task) -> Any:
-    run = store.read_run(folder)
-    return None if run is None else config_of_run(run, task, str(folder / store.RUN_FILE)).options
+    cfg = config_of(store.read_run(folder), folder, task)
+    return None if cfg is None else cfg.options
 
 
 def _check_same(folder: Path, baseline: Path, key: Key, line: Line, other: Line) -> None:
@@ -101,17 +102,17 @@ def _check_same(folder: Path, baseline: Path, key: Key, line: Line, other: Line)
             )
 
 
-def _alone(task: Task, options: Any, key: Key, line: Line) -> dict[str, float]:
+def _alone(task: Task, options: Any, key: Key, line: Line, folder: Path) -> dict[str, float]:
     """The columns that a record has a mark in, each as if it were the only record."""
-    scores = task.columns(RESULT_FILE, task.score(options, {key[0]: [line]}))
+    scores = task.columns(RESULT_FILE, scored(task, options, {key[0]: [line]}, folder))
     return {name: score.score for name, score in scores.items() if score.score is not None}
 
 
-def _together(task: Task, options: Any, column: str, lines: Mapping[Key, Line]) -> float | None:
+def _together(task: Task, options: Any, column: str, lines: Mapping[Key, Line], folder: Path) -> float | None:
     by_dataset: dict[str, list[Line]] = {}
     for (dataset, _), line in lines.items():
         by_dataset.setdefault(dataset, []).append(line)
-    found = task.columns(RESULT_FILE, task.score(options, by_dataset)).get(column)
+    found = task.columns(RESULT_FILE, scored(task, options, by_dataset, folder)).get(column)
     return None if found is None else found.score
 
 

@@ -84,20 +84,10 @@ def score_experiment(folder: Path, task: Task) -> Progress:
     if not lines:
         where = "has no prediction files" if folder.is_dir() else "does not exist"
         raise NothingPredictedError(f"experiment {str(folder)!r} {where}; pred.py writes them")
-    if run is None and not task.scores_foreign:
-        raise UserError(f"{str(folder)!r} has no {store.RUN_FILE}, which {task.name} needs; run pred.py")
-    if run is not None and run["config"]["task"] != task.name:
-        raise UserError(f"{str(folder)!r} is an experiment of task {run['config']['task']!r}, not {task.name!r}")
-    cfg = None if run is None else config_of_run(run, task, str(folder / store.RUN_FILE))
+    cfg = config_of(run, folder, task)
     options = None if cfg is None else cfg.options
     good = {name: [line for line in found if not store.is_failed(line)] for name, found in lines.items()}
-    try:
-        documents = task.score(options, good)
-    except store.MissingField as error:
-        raise UserError(f"{error.place} lacks the field {error}, which {task.name} scores") from None
-    except BadFieldError as error:
-        place = error.line.place if isinstance(error.line, store.FileLine) else str(folder)
-        raise UserError(f"{place}: {error}; restore the file, or run pred.py --overwrite") from None
+    documents = scored(task, options, good, folder)
     progress = measure(run, lines)
     if cfg is None or not cfg.test:
         wanted = (cfg.tasks if cfg is not None else ()) or task.datasets()
@@ -111,6 +101,29 @@ def score_experiment(folder: Path, task: Task) -> Progress:
     if progress.describe():
         logger.warning("%s: %s", folder.name, progress.describe())
     return progress
+
+
+def config_of(run: Mapping[str, Any] | None, folder: Path, task: Task) -> ExperimentConfig | None:
+    """The configuration of a folder's run record; None of foreign predictions, which have none.
+
+    Raises `UserError` where the benchmark needs one, or it is another benchmark's.
+    """
+    if run is None and not task.scores_foreign:
+        raise UserError(f"{str(folder)!r} has no {store.RUN_FILE}, which {task.name} needs; run pred.py")
+    if run is not None and run["config"]["task"] != task.name:
+        raise UserError(f"{str(folder)!r} is an experiment of task {run['config']['task']!r}, not {task.name!r}")
+    return None if run is None else config_of_run(run, task, str(folder / store.RUN_FILE))
+
+
+def scored(task: Task, options: Any, lines: Mapping[str, Sequence[Line]], folder: Path) -> dict[str, Any]:
+    """`Task.score` of lines from files in that folder. Raises `UserError` with file, line and field of a wrong one."""
+    try:
+        return task.score(options, lines)
+    except store.MissingField as error:
+        raise UserError(f"{error.place} lacks the field {error}, which {task.name} scores") from None
+    except BadFieldError as error:
+        place = error.line.place if isinstance(error.line, store.FileLine) else str(folder)
+        raise UserError(f"{place}: {error}; restore the file, or run pred.py --overwrite") from None
 
 
 def config_of_run(run: Mapping[str, Any], task: Task, source: str) -> ExperimentConfig:

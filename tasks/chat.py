@@ -48,13 +48,27 @@ def chat_ids(
         return list(tokenizer(_llama2_text(tokenizer, turns, system_prompt) + answer_prefix)["input_ids"])
     if system_prompt:
         turns = [{"role": "system", "content": system_prompt}, *turns]
-    if (why := template_trial.complaint_of(tokenizer, turns)) is not None:
-        raise UserError(f"the model's chat template {why}; chat = 'none' leaves it out")
+    _check_template(tokenizer, turns)
     text = str(
         tokenizer.apply_chat_template([dict(turn) for turn in turns], tokenize=False, add_generation_prompt=True)
     )
     # The template writes the special tokens itself.
     return list(tokenizer(text + answer_prefix, add_special_tokens=False)["input_ids"])
+
+
+def rehearse(tokenizer: PreTrainedTokenizerBase, characters: int, messages: int) -> None:
+    """Try the template now on conversations of up to so many characters and messages: `chat_ids` then need not.
+
+    Raises UserError for a template that does not come to an end.
+    """
+    if tokenizer.chat_template and not has_llama2_template(tokenizer):
+        opening = {"role": "user", "content": "a" * (characters // template_trial.TIMES)}
+        _check_template(tokenizer, [opening], ahead=messages)
+
+
+def _check_template(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], ahead: int | None = None) -> None:
+    if (why := template_trial.complaint_of(tokenizer, turns, ahead=ahead)) is not None:
+        raise UserError(f"the model's chat template {why}; chat = 'none' leaves it out")
 
 
 def _llama2_text(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], system_prompt: str | None) -> str:

@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from tasks.base import Dialogue, GenerationTask, Line, Record, Request
 from tasks.chat import chat_ids
-from tasks.errors import UserError
+from tasks.errors import BadFieldError, UserError
 from tasks.jsonl import find_in_folder, hub_file, hub_source, read_rows, read_zipped_rows
 from tasks.metrics.classification import classification
 from tasks.metrics.code_similarity import code_similarity
@@ -225,12 +225,12 @@ class LongBench(GenerationTask):
             *(("all_classes",) if classified else ()),
             *self._needed_to_score(),
         }
-        for number, line in enumerate(lines, start=1):
+        for line in lines:
             if missing := sorted(needed - line.keys()):
-                raise UserError(f"{dataset!r} prediction {number} has no {', '.join(map(repr, missing))}")
+                raise BadFieldError(line, f"{dataset!r}: a prediction has no {', '.join(map(repr, missing))}")
             for field, kind in (("pred", str), ("answers", list), *((("all_classes", list),) if classified else ())):
                 if not isinstance(line[field], kind):
-                    raise UserError(f"{dataset!r} prediction {number}: {field} = {line[field]!r} is no {kind.__name__}")
+                    raise BadFieldError(line, f"{dataset!r}: {field} = {line[field]!r} is no {kind.__name__}")
         return [(line, record_score(dataset, line)) for line in lines]
 
     def _needed_to_score(self) -> tuple[str, ...]:

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("models", "tasks", "pipeline", "comparison", "analysis", "benchmarks", "tools", "gali")
+PACKAGES = ("models", "tasks", "pipeline", "comparison", "analysis", "benchmarks", "tools", "chat", "gali")
 SCRIPTS = ("pred", "eval", "collect_results", "compare")
 # Packages that a package must not import, with all below them.
 FORBIDDEN = {
-    "models": ("tasks", "pipeline", "comparison", "analysis", "benchmarks", "tools"),
-    "tasks": ("pipeline", "comparison", "analysis", "benchmarks", "tools"),
-    "pipeline": ("comparison", "analysis", "benchmarks", "tools"),
-    "comparison": ("analysis", "benchmarks", "tools"),
+    "models": ("tasks", "pipeline", "comparison", "analysis", "benchmarks", "tools", "chat"),
+    "tasks": ("pipeline", "comparison", "analysis", "benchmarks", "tools", "chat"),
+    "pipeline": ("comparison", "analysis", "benchmarks", "tools", "chat"),
+    "comparison": ("analysis", "benchmarks", "tools", "chat"),
+    "chat": ("comparison", "analysis", "benchmarks", "tools"),
 }
 # Modules that import transformers where they run, besides all of `models.DPI.patches`.
 KNOW_TRANSFORMERS = {
@@ -29,7 +30,8 @@ KNOW_TRANSFORMERS = {
     "analysis.study", "analysis.attention_maps", "analysis.lengths", "analysis.logits",
     "benchmarks.model",
     "tools.fit_dpe",
-    "tools.chat", "tools.measure_tiny", "tools.tiny_data", "tools.train_tiny",
+    "chat.session",
+    "tools.measure_tiny", "tools.tiny_data", "tools.train_tiny",
 }  # fmt: skip
 
 
@@ -153,8 +155,9 @@ def test_importing_styles_and_labels_leaves_the_backend() -> None:
             ["torch", "matplotlib", "transformers", "datasets"],
         ),
         (
-            "import pred, eval, collect_results, compare;"
-            "pred.details(), eval.details(), collect_results.details(), compare.details()",
+            "import pred, eval, collect_results, compare, chat.terminal;"
+            "pred.details(), eval.details(), collect_results.details(), compare.details(),"
+            "chat.terminal.parser().format_help()",
             ["torch", "matplotlib", "transformers", "datasets"],
         ),
     ],

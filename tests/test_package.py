@@ -78,11 +78,13 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def python(installed: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python where the checkout cannot be imported."""
+def python(installed: Path, code: str, *arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+    """Run Python where the checkout cannot be imported. typed: its standard input."""
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     command = [sys.executable, "-P", "-c", code, *arguments]
-    return subprocess.run(command, cwd=installed, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=installed, env=environment, input=typed, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_wheel_holds_one_package_and_all_of_it(wheel: Path) -> None:
@@ -99,10 +101,10 @@ def test_wheel_holds_one_package_and_all_of_it(wheel: Path) -> None:
         if name.partition("/")[0] in packages or name in scripts
     }
     assert {name for name in names if name.startswith("gali/")} == wanted
-    there = sorted(name.removesuffix(".py") for name in scripts if (ROOT / name).exists())
+    there = sorted(["chat", *(name.removesuffix(".py") for name in scripts if (ROOT / name).exists())])
     found = dict(re.findall(r"^(gali-\w+) = gali\.commands:(\w+)$", entry_points, re.MULTILINE))
     assert sorted(found.values()) == there
-    assert {"gali-pred", "gali-eval", "gali-collect"} <= found.keys()
+    assert {"gali-pred", "gali-eval", "gali-collect", "gali-chat"} <= found.keys()
 
 
 def test_every_module_can_be_imported_without_the_checkout(installed: Path) -> None:
@@ -152,6 +154,18 @@ def test_a_command_runs_a_script_and_names_commands(installed: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ")
+
+
+def test_the_chat_is_a_command_too(installed: Path) -> None:
+    code = "import sys; sys.argv[0] = 'gali-chat'; from gali.commands import chat; chat()"
+    done = python(installed, code, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "usage: gali-chat" in done.stdout
+    assert "tools.chat" not in done.stdout
+    done = python(installed, code, "--max-new-tokens", "3", "--device", "cpu", typed="Once upon a time\n/quit\n")
+    assert done.returncode == 0, done.stderr
+    assert "tiny with GALI, W 512, target 4,096" in done.stdout
+    assert "new 3 at" in done.stdout
 
 
 def test_a_run_record_names_the_version_and_no_foreign_commit(installed: Path) -> None:

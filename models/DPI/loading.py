@@ -167,17 +167,18 @@ def _check_device_map(device_map: str | dict[str, Any]) -> None:
 
 def check_attention(
     config: PreTrainedConfig, method: Method, window: int, attn_impl: str, device: torch.device, dtype: torch.dtype
-) -> None:
-    """Raise ValueError, with the reason, if the implementation cannot run a model of this configuration there.
+) -> str:
+    """The implementation that a model of this configuration will attend with there, which "auto" leaves open.
 
-    It is asked about the first token beyond the window, without weights.
+    It is asked about the first token beyond the window, without weights. Raises ValueError, with the reason, if the one
+    asked for cannot run.
     """
     head_dim, parameters = head_dim_of(config), rope_parameters_of(config)
     share = parameters.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None)) or 1.0
     theta = float(parameters["rope_theta"])
     rope = Rope(frequencies_of(theta, int(head_dim * share)), window, theta=theta)
     plan = make_plan(method, rope, Padding(None, window, 1), seed=0)
-    choose(attn_impl, torch.empty(1, 1, 1, head_dim, dtype=dtype, device=device), plan)
+    return choose(attn_impl, torch.empty(1, 1, 1, head_dim, dtype=dtype, device=device), plan)
 
 
 def commit_of(source: Source) -> str | None:

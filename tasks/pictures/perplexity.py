@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -23,6 +24,8 @@ FLAT = 3.0
 """Curves within so many times the least perplexity lie flat beside one that goes to its square."""
 WIDEST, NARROWEST, STEP = 4.4, 1.2, 0.5
 """Of the curves, in points, from the first drawn to the last."""
+LEGEND = 44
+"""Characters in a line of the legend, which stands beside the axis: a longer one would leave that no room."""
 
 
 def draw_perplexity(experiments: Sequence[Experiment]) -> Figure | None:
@@ -75,7 +78,8 @@ def _curves(axis: Axes, experiments: Sequence[Experiment], window: int, *, with_
         axis.plot(
             *zip(*points, strict=True), color=look.colour, marker=look.marker, markersize=5, **fill,
             linewidth=max(NARROWEST, WIDEST - index * STEP), zorder=2 + 0.01 * index,
-            markevery=(index % every, every), linestyle=style.LINE_STYLES[nth % len(style.LINE_STYLES)], label=label,
+            markevery=(index % every, every), linestyle=style.LINE_STYLES[nth % len(style.LINE_STYLES)],
+            label="\n".join(textwrap.wrap(label, LEGEND)),
         )  # fmt: skip
     ends = _intervals(axis, experiments, lengths[-1] - lengths[0] or lengths[-1]) if with_intervals else []
     _scale_perplexities(axis, [value for one in experiments for value in one.result.values()], ends)

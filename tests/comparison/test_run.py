@@ -1,16 +1,21 @@
 """The command on a small random model: what it measures, how it goes on, what it refuses."""
 
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import compare
 import comparison
 from comparison import measuring, storage
 from comparison.probes import Item
+from comparison.report import notes_of
+from models.DPI import calibration
 from models.DPI.losses import mean_loss_beyond
 from models.DPI.methods import METHODS
 from models.DPI.patches.Llama import installed
@@ -67,8 +72,6 @@ def test_all_settings_are_measured_on_all_items(model: Path, texts: Path, tmp_pa
     assert auto.setting.params == METHODS["dpi"].automatic(auto.setting.window)
     assert gali.seconds_per_1k is not None
     with installed(tiny_model(WINDOW), gali.setting.build(), WINDOW) as stock:
-        import torch
-
         loss = mean_loss_beyond(stock, torch.tensor([items["loss b.txt"].ids]), WINDOW)
     assert gali.losses["loss b.txt"] == pytest.approx(loss, abs=1e-5)
     for name in ("comparison.md", "comparison.xlsx", "frontier.png", "depths.png", "balanced.toml"):
@@ -120,6 +123,62 @@ def test_with_tuning_the_second_half_is_of_the_chosen(model: Path, texts: Path, 
     choosing = {line["setting"] for line in lines(out) if items[line["item"]].chooses}
     assert choosing == set(found.settings)
     assert {item.dataset for item in found.half(chooses=True) if item.probe == "loss"} == {"a.txt"}
+    for probe in ("passkey", "passkey_text", "ruler"):
+        lengths = [{i.length for i in found.half(chooses=c) if i.probe == probe} for c in (True, False)]
+        assert lengths[0] == lengths[1]
+
+
+@pytest.mark.parametrize(("more", "names"), [([], []), (["--tune"], ["a.txt"])])
+def test_auto_is_measured_on_the_texts_that_choose(
+    more: list[str], names: list[str], model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    stock = calibration.calibrate
+
+    def watched(*args: Any, **kwargs: Any) -> calibration.Calibration:
+        given.append(kwargs["texts"])
+        return stock(*args, **kwargs)
+
+    monkeypatch.setattr(calibration, "calibrate", watched)
+    monkeypatch.setattr(measuring, "measure", lambda *_, **__: iter(()))
+    assert compare.main([*arguments(model, texts, tmp_path / "out"), "--methods", "dpi", *more]) == EXIT_DONE
+    assert given == [[(texts / name).read_text(encoding="utf-8") for name in names] or None]
+    [auto] = [s for s in storage.read_settings(tmp_path / "out") if s.measured]
+    assert list(auto.measured_on) == names
+    said = "the choosing half, a.txt" if names else "Python's help"
+    found = comparison.load(tmp_path / "out")
+    assert (f"was measured on {said}." in " ".join(notes_of(found))) is (auto.id in found.reported())
+
+
+def test_another_model_or_machine_is_refused_by_name(model: Path, texts: Path, tmp_path: Path) -> None:
+    own, out = tmp_path / "own", tmp_path / "out"
+    shutil.copytree(model, own)
+    command = [*arguments(own, texts, out), "--methods", "repro_yarn"]
+    assert compare.main(command) == EXIT_DONE
+    scores = (out / "scores.jsonl").read_bytes()
+    before = json.loads((out / "request.json").read_text())
+    assert before["attention"] == {"repro_yarn": "sdpa"}
+    assert before["device"] == "CPU"
+    weights = before["weights"] | {"model.safetensors": "0"}
+    for key, value, said in [
+        ("commit", "c0ffee", "commit was 'c0ffee', is None"),
+        ("weights", weights, "weights.model.safetensors was '0', is "),
+        ("device", "NVIDIA H100", "device was 'NVIDIA H100', is 'CPU'"),
+        ("attention", {"repro_yarn": "triton"}, "attention.repro_yarn was 'triton', is 'sdpa'"),
+    ]:
+        (out / "request.json").write_text(json.dumps(before | {key: value}))
+        with pytest.raises(UserError, match=f"holds another comparison: {re.escape(said)}"):
+            compare.main(command)
+    earlier = {key: value for key, value in before.items() if key in ("request", "texts", "baseline", "device")}
+    (out / "request.json").write_text(json.dumps(earlier))
+    assert compare.main(command) == EXIT_DONE, "earlier versions wrote fewer"
+    with torch.no_grad():
+        other = tiny_model()
+        other.model.norm.weight[3] += 0.01
+    other.save_pretrained(own)
+    with pytest.raises(UserError, match=r"holds another comparison: weights\.model\.safetensors was "):
+        compare.main(command)
+    assert (out / "scores.jsonl").read_bytes() == scores
 
 
 def test_what_fails_is_named_and_tried_again(
@@ -155,6 +214,7 @@ def test_what_fails_is_named_and_tried_again(
         (["--depths", "0"], "depths = 0"),
         (["--seed", "-1"], "seed = -1"),
         (["--samples", "1", "--tune"], "--depths, --samples and --texts-limit must be at least 2"),
+        (["--depths", "1", "--tune"], "must be at least 2"),
         (["--texts-limit", "1", "--tune"], "must be at least 2"),
         (["--attn-impl", "fast"], "attn_impl is 'fast'"),
         (["--dtype", "float8"], "dtype is 'float8'"),

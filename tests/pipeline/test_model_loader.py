@@ -10,11 +10,12 @@ from transformers import AutoConfig, AutoTokenizer
 from models.DPI import dpi
 from models.DPI.loading import check_attention, default_dtype
 from models.DPI.methods import build_method
+from pipeline import model_loader
 from pipeline.config import ExperimentConfig
 from pipeline.distributed import Workers
 from pipeline.dry_run import count_prompts
 from pipeline.experiment import read_records
-from pipeline.model_loader import EngineLoader, check_start, read_model_config
+from pipeline.model_loader import EngineLoader, Start, check_start, read_model_config
 from tasks import get_task
 from tasks.errors import UserError
 from tests.pipeline.small import config, save_model
@@ -62,6 +63,22 @@ def test_what_the_user_can_mend_is_said_as_it_is(case: str) -> None:
         assert said in str(error.value)
         assert "cannot load" not in str(error.value)
         assert error.value.__cause__ is None
+
+
+def test_what_is_checked_before_a_load_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[ExperimentConfig] = []
+
+    def watched(cfg: ExperimentConfig, *args: Any, **options: Any) -> Start:
+        checked.append(cfg)
+        return check_start(cfg, *args, **options)
+
+    monkeypatch.setattr(model_loader, "check_start", watched)
+    load_engine = EngineLoader(Workers())
+    assert load_engine.check(config(**TINY)).window == 512
+    load_engine(config(**TINY, limit=1))
+    assert len(checked) == 1
+    load_engine(config(**TINY, seed=1))
+    assert len(checked) == 2, "another model was not checked"
 
 
 def test_within_the_window_only_a_method_that_extends_is_refused() -> None:

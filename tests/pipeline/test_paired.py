@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.paired import difference
+from tasks import get_task
 from tasks.errors import UserError
 from tasks.metrics.intervals import student_quantile
 from tests.pipeline.scored import LONGBENCH, NEEDLE, PG19
@@ -128,6 +129,35 @@ def test_what_cannot_be_paired_is_refused(tmp_path: Path) -> None:
     without = [{key: value for key, value in line.items() if key != "id"} for line in answers([1])]
     with pytest.raises(UserError, match="lines without 'id'"):
         difference(predicted(tmp_path, "foreign", {"hotpotqa": without}), base, LONGBENCH)
+
+
+def test_a_line_that_cannot_be_scored_is_named_with_file_and_field(tmp_path: Path) -> None:
+    base = predicted(tmp_path, "base", {"hotpotqa": answers([1, 0, 1])})
+    lines = answers([1, 0, 1])
+    del lines[1]["answers"]
+    bad = predicted(tmp_path, "bad", {"hotpotqa": lines})
+    said = r"bad/hotpotqa\.jsonl' line 2: 'hotpotqa': a prediction has no 'answers'; restore the file"
+    for pair in ((bad, base), (base, bad)):
+        with pytest.raises(UserError, match=said):
+            difference(*pair, LONGBENCH)
+    books = [{"id": "0", "scored_tokens": 1023, "loss_sums": {"1024": 5.0}}, {"id": "1"}]
+    folders = [predicted(tmp_path, name, {"pg19": books}, "pg19") for name in ("e", "f")]
+    with pytest.raises(UserError, match=r"e/pg19\.jsonl' line \d lacks the field '\w+', which pg19 scores"):
+        difference(folders[0], folders[1], PG19)
+    quiz = {"id": "0", "gt": "A", "evaluation": "exam"}
+    folders = [predicted(tmp_path, name, {"coursera": [quiz]}, "leval") for name in ("c", "d")]
+    with pytest.raises(UserError, match=r"c/coursera\.jsonl' line 1: 'coursera': predictions have neither 'pred'"):
+        difference(folders[0], folders[1], get_task("leval"))
+
+
+def test_a_run_record_is_needed_where_scores_need_one(tmp_path: Path) -> None:
+    base = predicted(tmp_path, "base", {"pg19": [{"id": "0"}]}, "pg19")
+    (base / "run.json").unlink()
+    with pytest.raises(UserError, match=r"has no run\.json, which pg19 needs"):
+        difference(predicted(tmp_path, "a", {"pg19": [{"id": "0"}]}, "pg19"), base, PG19)
+    other = predicted(tmp_path, "other", {"hotpotqa": answers([1, 0])}, "needle")
+    with pytest.raises(UserError, match="is an experiment of task 'needle', not 'longbench'"):
+        difference(predicted(tmp_path, "b", {"hotpotqa": answers([1, 0])}), other, LONGBENCH)
 
 
 def test_needles_are_paired_by_length(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tasks import get_task, longbench, longbench_e
 from tasks.base import Line, Record
-from tasks.errors import UserError
+from tasks.errors import BadFieldError, UserError
 from tasks.longbench import MAX_NEW_TOKENS, NO_CHAT_TEMPLATE, PROMPTS, cut_middle, official_prompt
 from tests.tasks.fakes import LLAMA2_TEMPLATE, PLAIN_TEMPLATE, FakeEngine, byte_tokenizer, interval_of_marks, options
 
@@ -272,9 +272,11 @@ def test_foreign_lines_that_cannot_be_scored_are_named() -> None:
         TASK.score(None, {"nope": [line()]})
     with pytest.raises(UserError, match="'narrativeqa' is no data set of longbench_e"):
         TASK_E.score(None, {"narrativeqa": [line()]})
-    with pytest.raises(UserError, match="'trec' prediction 2 has no 'all_classes', 'answers'"):
+    with pytest.raises(UserError, match="'trec': a prediction has no 'all_classes', 'answers'") as error:
         TASK.score(None, {"trec": [line(all_classes=["A"]), {"pred": ""}]})
-    with pytest.raises(UserError, match="'lcc' prediction 1 has no 'length'"):
+    assert isinstance(error.value, BadFieldError)
+    assert error.value.line == {"pred": ""}
+    with pytest.raises(UserError, match="'lcc': a prediction has no 'length'"):
         TASK_E.score(None, {"lcc": [{"pred": "", "answers": []}]})
     assert TASK.score(None, {"lcc": [{"pred": "", "answers": ["x"]}]})["result.json"] == {"lcc": 0.0}
 
@@ -304,5 +306,5 @@ def test_ranges_of_longbench_e() -> None:
 )
 def test_a_field_of_another_kind_is_named(dataset: str, field: str, value: object) -> None:
     made: Line = {"pred": "x", "answers": ["x"], "all_classes": ["x"], "prefill_len": 1, field: value}
-    with pytest.raises(UserError, match=rf"'{dataset}' prediction 1: {field} = {value} is no (str|list)"):
+    with pytest.raises(UserError, match=rf"'{dataset}': {field} = {value} is no (str|list)"):
         TASK.score(None, {dataset: [made]})

@@ -3,7 +3,7 @@
 import pytest
 
 from tasks import template_trial
-from tasks.chat import chat_ids
+from tasks.chat import chat_ids, rehearse
 from tasks.errors import UserError
 from tests.tasks.fakes import byte_tokenizer
 
@@ -53,11 +53,36 @@ def test_a_template_that_is_slow_on_long_messages_alone() -> None:
 
 def test_only_longer_prompts_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    monkeypatch.setattr(template_trial, "_try", lambda template, tokens, messages, size: sizes.append(size))
+    monkeypatch.setattr(template_trial, "_try", lambda *asked: sizes.append(asked[-1]))
     tokenizer = byte_tokenizer("{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
     for length in (10, 15, 20, 21, 42):
         assert tokenizer.decode(chat_ids(tokenizer, "x" * length)) == "<s>" + "x" * length
     assert sizes == [20, 42]
+
+
+TALK = [{"role": role, "content": "hi"} for role in ("user", "assistant", "user", "assistant", "user")]
+
+
+def test_a_conversation_is_tried_with_the_turns_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[list[int]] = []
+    monkeypatch.setattr(template_trial, "_try", lambda *asked: counts.append(list(asked[3])))
+    tokenizer = byte_tokenizer("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    chat_ids(tokenizer, TALK[:1])
+    assert counts == [[1]], "of a single prompt no other is tried"
+    chat_ids(tokenizer, TALK[:3])
+    chat_ids(tokenizer, TALK)
+    assert counts == [[1], [3, 5]]
+    rehearse(tokenizer, 1000, 8)
+    for length in (1, 3, 5):
+        chat_ids(tokenizer, [{**TALK[0], "content": "x" * 900}, *TALK[1:length]])
+    assert counts == [[1], [3, 5], [1, 3, 5, 7, 9]]
+
+
+def test_a_template_that_does_not_end_in_a_later_turn() -> None:
+    tokenizer = byte_tokenizer("{% if messages|length == 5 %}" + LOOPS + "{% endif %}{{ messages[0]['content'] }}")
+    assert len(chat_ids(tokenizer, "hi")) == 2
+    with pytest.raises(UserError, match="does not end within 1 s on messages of 1,000 characters"):
+        rehearse(tokenizer, 1000, 8)
 
 
 def test_an_error_of_a_template_is_its_own() -> None:

@@ -30,6 +30,13 @@ def length_of(cache: Cache | None) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
+def tokens_of_all_layers(cache: Cache) -> int:
+    """Tokens whose keys and values every layer holds: a pass that was interrupted ended in some layer."""
+    layers: list[Any] = cache.layers
+    held = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+    return min((0 if tensor is None or tensor.ndim < 4 else tensor.shape[-2] for tensor in held), default=0)
+
+
 def crop(cache: Cache, tokens: int, room: int, *, static: bool) -> bool:
     """Let a cache hold its first tokens only, of those fed; false, and nothing is changed, where that cannot be.
 

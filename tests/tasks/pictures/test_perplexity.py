@@ -1,3 +1,5 @@
+import io
+import warnings
 from typing import Any
 
 import numpy as np
@@ -105,3 +107,15 @@ def test_curves_that_lie_flat_beside_a_high_one_are_shown_again() -> None:
     assert near.get_title() == "model, W = 4,096, the lowest curves"
     assert near.get_ylim()[1] < 13
     assert draw_perplexity([low[0], experiment("z", "repro_original", {"1024": 10.0, "2048": 900.0})]) is not None
+
+
+@pytest.mark.parametrize("name", ["x" * 199, "a long name of many words " * 7])
+def test_long_names_leave_the_axis_room(name: str) -> None:
+    """Else Matplotlib gives its layout up and warns."""
+    figure = draw_perplexity([experiment(f"{n}{name}", "dpi", {"1024": 3.0, "2048": 4.0}) for n in range(2)])
+    assert figure is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        style.save(figure, io.BytesIO())
+    [legend] = [text.get_text() for text in figure.axes[0].get_legend().get_texts()][:1]
+    assert legend.replace("\n", "").replace(" ", "").endswith(f"0{name}".replace(" ", ""))
