@@ -79,7 +79,7 @@ def run_experiment(
             engine = load_engine(cfg)
             if workers.is_main:
                 note: dict[str, Any] = {"device": _devices(record["device"], cfg, workers)}
-                if isinstance(task, GenerationTask):
+                if isinstance(task, GenerationTask) or cfg.engine != "transformers":
                     settings = engine.generation_settings()
                     if before is not None:
                         check_generation(folder, before, settings)
@@ -103,7 +103,8 @@ def _devices(before: str | None, cfg: ExperimentConfig, workers: Workers) -> str
     """What predicts from now on, behind what did before a run was resumed elsewhere."""
     from models.DPI.loading import device_name
 
-    names = [*(before.split(", ") if before else []), device_name(cfg.device or workers.device())]
+    here = device_name(cfg.device or workers.device()) if cfg.base_url is None else cfg.base_url
+    names = [*(before.split(", ") if before else []), here]
     return ", ".join(dict.fromkeys(names))
 
 
@@ -246,6 +247,7 @@ def check_resumable(folder: Path, task: Task, cfg: ExperimentConfig) -> None:
         return
     old = without_other_tasks(run["config"], task)
     old.setdefault("trust_remote_code", False)  # records of version 0.1 do not say
+    old.setdefault("engine", "transformers")
     before = {key: value for key, value in old.items() if key not in cfg.may_change()}
     found = list(store.differences(before, cfg.resumable_form()))
     if found:

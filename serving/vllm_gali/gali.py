@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from models.DPI.attention.bands import Segment
     from models.DPI.methods import Method, Rope, build_method
     from models.DPI.methods.base import frequencies_of
+    from models.DPI.served import Served, params_of
     from models.mistakes import complaints
 else:
     try:
@@ -14,6 +15,7 @@ else:
         from gali.models.DPI.attention.bands import Segment
         from gali.models.DPI.methods import Method, Rope, build_method
         from gali.models.DPI.methods.base import frequencies_of
+        from gali.models.DPI.served import Served, params_of
         from gali.models.mistakes import complaints
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "gali":
@@ -23,6 +25,7 @@ else:
             from models.DPI.attention.bands import Segment
             from models.DPI.methods import Method, Rope, build_method
             from models.DPI.methods.base import frequencies_of
+            from models.DPI.served import Served, params_of
             from models.mistakes import complaints
         except ModuleNotFoundError as missing:
             if (missing.name or "").partition(".")[0] != "models":
@@ -37,8 +40,10 @@ __all__ = [
     "Method",
     "Rope",
     "Segment",
+    "Served",
     "build_method",
     "complaints",
     "frequencies_of",
+    "params_of",
     "sdpa",
 ]
