@@ -1,5 +1,6 @@
 """An engine of vLLM and this repository's model, behind the same few calls."""
 
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,10 +70,12 @@ class Engine:
         return sum(metric.value for metric in self.llm.get_metrics() if metric.name == name)
 
     def close(self) -> None:
-        """Let go of the engine's memory."""
-        if self.llm is not None:
-            self.llm.llm_engine.engine_core.shutdown()
-            self.llm = None
+        """Let go of the engine's memory.
+
+        vLLM's own shutdown would part the process from its groups, which every other engine in it needs too.
+        """
+        self.llm = None
+        gc.collect()
 
 
 class Reference:
