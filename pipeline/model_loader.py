@@ -35,7 +35,7 @@ T = TypeVar("T")
 ENGINE_KEYS = {
     "model", "model_revision", "method", "params", "max_pe", "ori_max_position_embeddings",
     "seed", "dtype", "device", "attn_impl", "device_map", "tp_plan", "trust_remote_code",
-    "engine", "base_url", "served_model",
+    "engine", "base_url", "served_model", "vllm",
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """`engine = "openai"`: what a server says is filed as what one process says, or not at all."""
 
+import importlib.util
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from pipeline.served import GREEDY
 from tasks.base import Generation, Request
 from tasks.errors import UserError
 from tests.pipeline.fake_server import FakeServer, status
+from tests.pipeline.fake_task import FakeWorkers
 from tests.pipeline.small import save_model
 
 PARAMS = {"chunk_coe": 1, "local_window": 16}
@@ -430,3 +432,22 @@ def test_the_key_is_in_no_file(
     assert "sk-hidden" not in caplog.text
     for path in (path for path in (tmp_path / "r").rglob("*") if path.is_file()):
         assert b"sk-hidden" not in path.read_bytes()
+
+
+def test_an_engine_of_vllm_is_not_begun_by_a_dry_run(
+    predict: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict("r", "--dry-run", engine="vllm") == 0
+    assert "memory and time are vLLM's" in capsys.readouterr().out
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is here")
+def test_an_engine_of_vllm_needs_vllm(predict: Predict) -> None:
+    with pytest.raises(UserError, match=r"engine = 'vllm': vllm.* cannot be imported here; docs/serving\.md"):
+        predict("r", engine="vllm")
+
+
+def test_an_engine_of_vllm_is_for_one_process(keys: Keys) -> None:
+    with pytest.raises(UserError, match="engine = 'vllm' starts its own processes"):
+        EngineLoader(FakeWorkers(1, 2))(build_config(keys(engine="vllm"), "test"))

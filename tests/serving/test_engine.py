@@ -10,9 +10,9 @@ from tests.serving.engines import GALI, STOCK, WINDOW, Engine, Reference
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
-METHODS: list[dict[str, Any]] = [
+YARN: dict[str, Any] = {"method": "repro_yarn", "params": {"factor": 16.0}}
+METHODS: list[dict[str, Any]] = [  # besides it
     {"method": "repro_se", "params": {"group_size": 31, "window_size": 256}},
-    {"method": "repro_yarn", "params": {"factor": 16.0}},
     {"method": "repro_ntk", "params": {"factor": 16.0}},
     {"method": "rerope", "params": {"window_size": 256}},  # scales queries by their position
     {"method": "streaming_llm", "params": {"sinks": 5, "window_size": 300}},  # leaves keys out
@@ -120,9 +120,9 @@ def test_a_stock_engine_beside_it_stays_stock(
 ) -> None:
     """One begun before the stock engine, one after it, and their requests in turn."""
     chosen = [prompt for prompt in prompts if len(prompt) in (300, 777, 1500)]
-    later = make_engine({"method": "repro_yarn", "params": {"factor": 16.0}}, kv_cache_memory_bytes=128 << 20)
+    later = make_engine(YARN, kv_cache_memory_bytes=128 << 20)
     with_gali, without = reference.continuations(GALI, chosen), reference.continuations(STOCK, chosen)
-    with_yarn = reference.continuations({"method": "repro_yarn", "params": {"factor": 16.0}}, chosen)
+    with_yarn = reference.continuations(YARN, chosen)
     assert with_gali[2] != without[2] != with_yarn[2]
     for number, prompt in enumerate(chosen):
         assert stock.continuations([prompt]) == [without[number]]

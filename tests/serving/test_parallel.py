@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.serving.engines import GALI, Reference
 from tests.serving.servers import running
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
@@ -15,13 +16,11 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="vLLM binds each of two processes to a core of its own")
 def test_two_processes_hold_half_of_the_heads_each(
-    prompts: list[list[int]], expected: list[list[int]], tmp_path: Path
+    reference: Reference, prompts: list[list[int]], tmp_path: Path
 ) -> None:
-    chosen = [number for number, prompt in enumerate(prompts) if len(prompt) in (300, 777, 1500)]
+    chosen = [prompt for prompt in prompts if len(prompt) in (300, 777, 1500)]
     asked, said, log = (tmp_path / name for name in ("asked", "said", "log"))
-    asked.write_text(
-        json.dumps({"options": {"tensor_parallel_size": 2}, "prompts": [prompts[number] for number in chosen]})
-    )
+    asked.write_text(json.dumps({"options": {"tensor_parallel_size": 2}, "prompts": chosen}))
     command = [sys.executable, "-m", "tests.serving.parallel_engine", str(asked), str(said)]
     with (
         log.open("w") as written,
@@ -29,4 +28,4 @@ def test_two_processes_hold_half_of_the_heads_each(
     ):
         process.wait(550)
     assert said.is_file(), log.read_text(encoding="utf-8")[-3000:]
-    assert json.loads(said.read_text()) == [expected[number] for number in chosen]
+    assert json.loads(said.read_text()) == reference.continuations(GALI, chosen)
