@@ -46,7 +46,8 @@ def make_engine() -> Iterator[Callable[..., Engine]]:
 
     yield make
     for engine in opened:
-        engine.close()
+        if engine.llm is not None:
+            engine.close()
 
 
 @pytest.fixture(scope="session")

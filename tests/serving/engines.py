@@ -70,11 +70,16 @@ class Engine:
         return sum(metric.value for metric in self.llm.get_metrics() if metric.name == name)
 
     def close(self) -> None:
-        """Let go of the engine's memory.
+        """Let go of the engine's memory, and of no more.
 
-        vLLM's own shutdown would part the process from its groups, which every other engine in it needs too.
+        vLLM shuts an engine of this process down when it is collected. That parts the process from its groups, which
+        its other engines need: they would fail at their next request.
         """
+        client = self.llm.llm_engine.engine_core
+        client._finalizer.detach()
+        client.engine_core.model_executor.shutdown()
         self.llm = None
+        gc.unfreeze()  # vLLM has kept what it made from being collected
         gc.collect()
 
 

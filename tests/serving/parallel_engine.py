@@ -12,7 +12,6 @@ def main(asked: Path, said: Path) -> None:
     found = json.loads(asked.read_text(encoding="utf-8"))
     engine = Engine(GALI, distributed_executor_backend="mp", kv_cache_memory_bytes=128 << 20, **found["options"])
     said.write_text(json.dumps(engine.continuations(found["prompts"])), encoding="utf-8")
-    engine.close()
 
 
 if __name__ == "__main__":

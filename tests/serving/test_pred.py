@@ -1,10 +1,10 @@
-"""`pred.py` with vLLM, as a server and in its own process: what is filed is what transformers files."""
+"""`pred.py` with vLLM, as a server and as an engine of its own: what is filed is what transformers files."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -15,6 +15,7 @@ import pred
 from tasks.errors import UserError
 from tests.conftest import ROOT
 from tests.serving.engines import GALI
+from tests.serving.servers import running
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -23,7 +24,10 @@ Predict = Callable[..., Path]
 
 @pytest.fixture
 def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Predict:
-    """predict(results, **keys): the results folder of a run that succeeds."""
+    """predict(results, **keys): the results folder of a run that succeeds.
+
+    An engine of vLLM has a process of its own: the tests' process has others, see `Engine.close`.
+    """
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     base = {"model": "tiny", "exp_name": "e", "method": "dpi", "max_pe": 4096, "dtype": "fp32"}
 
@@ -35,7 +39,14 @@ def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Predict:
             lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
         path = tmp_path / "c.toml"
         path.write_text("\n".join(lines))
-        assert pred.main(["--cfg", str(path), "--results", str(tmp_path / results)]) == 0
+        arguments = ["--cfg", str(path), "--results", str(tmp_path / results)]
+        if keys.get("engine") == "vllm":
+            command, log = [sys.executable, "pred.py", *arguments], tmp_path / "log"
+            with log.open("w") as written, running(command, stdout=written, stderr=subprocess.STDOUT) as process:
+                code = process.wait(280)
+            assert code == 0, log.read_text()[-3000:]
+        else:
+            assert pred.main(arguments) == 0
         return tmp_path / results
 
     return run
@@ -52,21 +63,21 @@ def books(tmp_path: Path) -> str:
     return str(tmp_path / "books")
 
 
-def compare(predict: Predict, books: str, **there: Any) -> None:
+def compare(predict: Predict, books: str, batch_sizes: Sequence[int | str], **there: Any) -> None:
     """Needle and PG19 by transformers and by another engine."""
     needle: dict[str, Any] = {"task": "needle", "lengths": [0.3, 1.1, 3.9], "depths": 3, "times": 1}
     needle["max_new_tokens"] = 12
     path = Path("needle/pred/e/needle.jsonl")
     expected = read(predict("local", **needle) / path)
     assert sum(line["answer"] in line["pred"] for line in expected) > 6
-    for results, batch_size in (("one", 1), ("all", "auto")):
-        folder = predict(results, **needle, **there, batch_size=batch_size)
+    for batch_size in batch_sizes:
+        folder = predict(f"by {batch_size}", **needle, **there, batch_size=batch_size)
         assert read(folder / path) == expected
         run = json.loads((folder / path.parent / "run.json").read_text())
         assert run["generation"]["served"]["version"].startswith("vLLM 0.32")
     pg19 = {"task": "pg19", "data_dir": books, "max_pe": 3001, "step": 500}
     (alone,) = read(predict("local", **pg19) / "pg19/pred/e/pg19.jsonl")
-    (found,) = read(predict("one", **pg19, **there) / "pg19/pred/e/pg19.jsonl")
+    (found,) = read(predict("there", **pg19, **there) / "pg19/pred/e/pg19.jsonl")
     assert found["scored_tokens"] == alone["scored_tokens"] == 3000
     for length, loss in alone["loss_sums"].items():
         assert found["loss_sums"][length] == pytest.approx(loss, rel=1e-5)
@@ -74,15 +85,12 @@ def compare(predict: Predict, books: str, **there: Any) -> None:
 
 def test_a_server_files_what_transformers_files(server: str, predict: Predict, books: str) -> None:
     """Prompts within the window and to eight of it: texts, ends, counts and losses."""
-    compare(predict, books, engine="openai", base_url=server)
+    compare(predict, books, (1, "auto"), engine="openai", base_url=server)
 
 
-def test_an_engine_in_this_process_files_what_transformers_files(
-    predict: Predict, books: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+def test_an_engine_of_its_own_files_what_transformers_files(predict: Predict, books: str) -> None:
     options = {"enforce_eager": True, "kv_cache_memory_bytes": 128 << 20, "max_num_batched_tokens": 256}
-    compare(predict, books, engine="vllm", vllm=options)
+    compare(predict, books, ("auto",), engine="vllm", vllm=options)
 
 
 def test_without_the_plug_in_an_engine_is_refused(tmp_path: Path) -> None:
