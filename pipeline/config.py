@@ -27,6 +27,7 @@ from pydantic import (
 
 from models.mistakes import complaints as complaints_of
 from models.mistakes import did_you_mean
+from pipeline.client import check_base_url
 from tasks import canonical_task_name, get_task, task_names
 from tasks.base import Task
 from tasks.errors import UserError
@@ -60,6 +61,9 @@ RESUMABLE_KEYS = frozenset(
         "model_revision",
         "share_prefixes",
         "tracker",
+        "base_url",
+        "served_model",
+        "vllm",
     }
 )
 
@@ -73,6 +77,21 @@ def _known_task(name: str) -> str:
 
 TaskName = Annotated[str, AfterValidator(_known_task)]
 """A benchmark's name, with aliases resolved."""
+
+
+VllmOption = Literal[
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "distributed_executor_backend",
+    "gpu_memory_utilization",
+    "kv_cache_memory_bytes",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size",
+    "enable_prefix_caching",
+    "enforce_eager",
+]
+"""Arguments of `vllm.LLM` that say where and in how much memory a model runs. All others are decided elsewhere."""
 
 
 class ExperimentConfig(BaseModel):
@@ -104,6 +123,14 @@ class ExperimentConfig(BaseModel):
     device_map: str | dict[str, int | str] | None = Field(None, description="auto: a model over several GPUs")
     tp_plan: str | None = Field(None, description="auto: a model in pieces over the processes of torchrun")
     trust_remote_code: Annotated[bool, Field(strict=True)] = Field(False, description="run a model's own Python files")
+    engine: Literal["transformers", "openai", "vllm"] = Field(
+        "transformers", description="what runs the model; vllm, with this project's plug-in; openai: a server of it"
+    )
+    base_url: str | None = Field(None, description="of engine openai, such as http://127.0.0.1:8000/v1")
+    served_model: str | None = Field(
+        None, min_length=1, description="what that server was told as --model, if not the folder or id of `model`"
+    )
+    vllm: dict[VllmOption, Any] = Field(default_factory=dict, description="of engine vllm: arguments of vllm.LLM")
     tracker: Literal["trackio", "wandb"] | None = Field(None, description="trackio, wandb: where progress is sent to")
 
     options: SerializeAsAny[Options] = Field(description="the benchmark's own, an instance of its `Options`")
@@ -127,10 +154,32 @@ class ExperimentConfig(BaseModel):
             raise ValueError(f"share_prefixes = {value!r} must be true, false or 'auto'")
         return value
 
+    @field_validator("base_url")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        return None if value is None else check_base_url(value)
+
     @field_validator("dtype", mode="before")
     @classmethod
     def _short_dtype(cls, value: Any) -> Any:
         return DTYPES.get(value, value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _of_the_engine(self) -> ExperimentConfig:
+        owners = {"base_url": "openai", "served_model": "openai", "vllm": "vllm"}
+        for name, owner in owners.items():
+            if (value := getattr(self, name)) and self.engine != owner:
+                raise ValueError(f"{name} = {value!r} is for engine = {owner!r}; set that, or leave it out")
+        if self.engine == "transformers":
+            return self
+        if self.engine == "openai" and self.base_url is None:
+            raise ValueError("engine = 'openai' needs base_url, such as http://127.0.0.1:8000/v1")
+        for name in ("device", "device_map", "tp_plan", "attn_impl", "share_prefixes"):
+            if (value := getattr(self, name)) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} = {value!r} is not decided here with engine = {self.engine!r}; leave it out")
+        if self.options.ori_max_position_embeddings == "auto":
+            raise ValueError("ori_max_position_embeddings = 'auto' is for engine = 'transformers'; give a number")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:

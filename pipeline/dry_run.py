@@ -169,6 +169,12 @@ def preview(cfg: ExperimentConfig, results: Path, load: EngineLoader, console: C
     records = sum(count.records for count in counts)
     if counted < records:
         _say(console, f"lengths in tokens, of {counted:,} prompts at even distances among the {records:,}")
+    if cfg.engine != "transformers":
+        if cfg.base_url is not None:
+            load(cfg)
+            _say(console, f"the server at {cfg.base_url} runs this")
+        _say(console, "memory and time are vLLM's, and not estimated")
+        return Preview(cfg, counts, None)
     memory = estimate_memory(start.config, len(longest), start.dtype.itemsize)
     dtype = str(start.dtype).removeprefix("torch.")
     _say(
@@ -205,7 +211,8 @@ def _show_time(
     if memory.weights > MOST_WEIGHTS:
         _say(console, f"time: not estimated, as the weights are more than {MOST_WEIGHTS / GIB:g} GiB")
         return None
-    model: Any = load(cfg).model
+    engine: Any = load(cfg)
+    model: Any = engine.model
     speed = timing.measure(model, longest)
     task = get_task(cfg.task)
     prompts, generation = timing.estimate(

@@ -20,7 +20,7 @@ from pipeline import prefixes
 from tasks.base import Engine, Generation, Request
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Cache, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -224,8 +224,13 @@ def until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that end a text, see `ends_of`."""
+    return ends_of(model.generation_config, tokenizer)
+
+
+def ends_of(generation_config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids that end a text: the tokenizer's, the generation configuration's, and Llama-3's end of turn."""
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    configured = generation_config.eos_token_id if generation_config is not None else None
     found = configured if isinstance(configured, list) else [configured]
     found = [tokenizer.eos_token_id, *found, tokenizer.get_vocab().get("<|eot_id|>")]
     return list(dict.fromkeys(token for token in found if token is not None))

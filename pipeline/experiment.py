@@ -81,8 +81,10 @@ def run_experiment(
 
             engine = load_engine(cfg)
             if run is not None:
-                settings = engine.generation_settings() if isinstance(task, GenerationTask) else None
-                run.note(device_name(cfg.device or workers.device()), settings)
+                generates = isinstance(task, GenerationTask) or cfg.engine != "transformers"
+                settings = engine.generation_settings() if generates else None
+                served_at = cfg.base_url
+                run.note(device_name(cfg.device or workers.device()) if served_at is None else served_at, settings)
             return engine
 
         with contextlib.ExitStack() as stack:
@@ -297,6 +299,7 @@ def check_resumable(folder: Path, task: Task, cfg: ExperimentConfig) -> None:
         return
     old = without_other_tasks(run["config"], task)
     old.setdefault("trust_remote_code", False)  # records of version 0.1 do not say
+    old.setdefault("engine", "transformers")
     before = {key: value for key, value in old.items() if key not in cfg.may_change()}
     found = list(store.differences(before, cfg.resumable_form()))
     if found:

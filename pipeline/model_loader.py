@@ -17,14 +17,16 @@ from models import hub
 from pipeline.config import ExperimentConfig, source_of
 from pipeline.distributed import Workers
 from pipeline.progress import check_tracker
+from tasks.base import Engine
 from tasks.errors import UserError, said_of
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
     from models.DPI.short_names import Source
     from pipeline.engine import ModelEngine
+    from pipeline.served import ServedEngine
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ T = TypeVar("T")
 ENGINE_KEYS = {
     "model", "model_revision", "method", "params", "max_pe", "ori_max_position_embeddings",
     "seed", "dtype", "device", "attn_impl", "device_map", "tp_plan", "trust_remote_code",
+    "engine", "base_url", "served_model", "vllm",
 }  # fmt: skip
 
 
@@ -108,6 +111,11 @@ def check_start(
     method = build_method(cfg.method, resolve_params(cfg.method, cfg.params, window))
     with _mistakes(f"the model {cfg.model!r}: "):
         check_config(config, method, window)
+    if cfg.engine != "transformers" and (not method.is_causal() or method.noise(0) is not None):
+        raise UserError(
+            f"engine = {cfg.engine!r} runs methods that are causal and add no noise, and {cfg.method!r} with params "
+            f"{cfg.params} is none (dpi: chunk_coe = 1, noise_type = 'no'); change it, or take engine = 'transformers'"
+        )
     if cfg.share_prefixes is True and (reason := prefixes.why_not(method, config)) is not None:
         raise UserError(f"share_prefixes = true: {reason}")
     if cfg.attn_impl != "auto":
@@ -261,7 +269,7 @@ class EngineLoader:
     def __init__(self, workers: Workers) -> None:
         """workers: this process, which has a device of its own where several share a machine."""
         self._workers = workers
-        self._engine: ModelEngine | None = None
+        self._engine: Engine | None = None
         self._key: str | None = None
         self._checked: str | None = None
 
@@ -271,24 +279,39 @@ class EngineLoader:
         self._checked = engine_key(cfg)
         return start
 
-    def __call__(self, cfg: ExperimentConfig) -> ModelEngine:
+    def __call__(self, cfg: ExperimentConfig) -> Engine:
         """The engine of a configuration. Raises `UserError` where its model cannot be loaded."""
         key = engine_key(cfg)
         if self._engine is None or key != self._key:
-            self._engine = None  # the old model's memory goes before the new one comes
-            self._engine = self._load(cfg)
+            self._let_go()  # the old model's memory goes before the new one comes
+            self._engine = self._load(cfg) if cfg.engine == "transformers" else self._served(cfg)
             self._key = key
-        self._engine.share_prefixes(cfg.share_prefixes if cfg.batch_size == 1 else False)
+        if cfg.engine == "transformers":
+            engine: Any = self._engine
+            engine.share_prefixes(cfg.share_prefixes if cfg.batch_size == 1 else False)
         return self._engine
 
     def release(self) -> None:
         """Let the model go, whose memory another needs."""
         import torch
 
-        self._engine = self._key = None
+        self._let_go()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _let_go(self) -> None:
+        close = getattr(self._engine, "close", None)
+        self._engine = self._key = None
+        if close is not None:
+            close()
+
+    def _served(self, cfg: ExperimentConfig) -> Engine:
+        if cfg.engine == "vllm" and self._workers.processes > 1:
+            raise UserError(
+                "engine = 'vllm' starts its own processes (tensor_parallel_size in [vllm]); run one process of this"
+            )
+        return served_engine(cfg)
 
     def _load(self, cfg: ExperimentConfig) -> ModelEngine:
         from models.DPI.dpi import get_model_and_tokenizer
@@ -315,6 +338,49 @@ class EngineLoader:
             ),
         )
         return ModelEngine(model, tokenizer)
+
+
+def served_engine(cfg: ExperimentConfig) -> ServedEngine:
+    """The engine over vLLM, a server of it or one in this process, that runs what the configuration asks for.
+
+    Raises `UserError` where it does not.
+    """
+    from models.DPI.methods import build_method, resolve_params
+    from pipeline.client import Client
+    from pipeline.engine import ends_of
+    from pipeline.openai_engine import OpenAIEngine
+    from pipeline.served import Expected
+    from pipeline.vllm_engine import VllmEngine, begin, check_installed
+
+    start = check_start(cfg)
+    if cfg.engine == "vllm":
+        check_installed()
+    method = build_method(cfg.method, resolve_params(cfg.method, cfg.params, start.window))
+    folder = resolve_model(cfg.model, cfg.model_revision).folder
+    expected = Expected(cfg, start, method, folder)
+    tokenizer = read_tokenizer(cfg.model, cfg.model_revision, trust_remote_code=cfg.trust_remote_code)
+    ends = ends_of(read_generation_config(cfg, start.config), tokenizer)
+    vocab_size = start.config.get_text_config().vocab_size
+    logger.info("%s with %s: %s", cfg.model, cfg.method, cfg.base_url or cfg.engine)
+    if cfg.base_url is not None:
+        return OpenAIEngine(Client(cfg.base_url), expected, tokenizer, ends, vocab_size, cfg.options.max_pe)
+    llm = _friendly(cfg.model, lambda: begin(cfg, start, method, folder))
+    return VllmEngine(llm, expected, tokenizer, ends, vocab_size)
+
+
+def read_generation_config(cfg: ExperimentConfig, config: PreTrainedConfig) -> GenerationConfig:
+    """What a model is loaded with: its generation_config.json, or what its configuration says. Raises `UserError`."""
+    from transformers import GenerationConfig
+
+    source = resolve_model(cfg.model, cfg.model_revision)
+
+    def read() -> GenerationConfig:
+        try:
+            return GenerationConfig.from_pretrained(source.folder, **source.options)
+        except OSError:
+            return GenerationConfig.from_model_config(config)
+
+    return _friendly(cfg.model, read)
 
 
 class UnreachableModelError(UserError):

@@ -13,9 +13,10 @@ def register() -> None:
     """
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-    from vllm_gali import configuring, rotary
+    from vllm_gali import configuring, rotary, saying
 
     rotary.register()
     register_backend(AttentionBackendEnum.CUSTOM, "vllm_gali.backend.GaliBackend")
     register_backend(AttentionBackendEnum.CPU_ATTN, "vllm_gali.cpu.Backend")  # a CPU takes it whatever was asked for
     configuring.register()
+    saying.register()

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from models.DPI.attention.bands import Band, Plan, Row, Segment
     from models.DPI.methods import Method, Rope, build_method
     from models.DPI.methods.base import frequencies_of
+    from models.DPI.served import Served, params_of
     from models.mistakes import complaints
 else:
     try:
@@ -16,6 +17,7 @@ else:
         from gali.models.DPI.attention.bands import Band, Plan, Row, Segment
         from gali.models.DPI.methods import Method, Rope, build_method
         from gali.models.DPI.methods.base import frequencies_of
+        from gali.models.DPI.served import Served, params_of
         from gali.models.mistakes import complaints
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "gali":
@@ -26,6 +28,7 @@ else:
             from models.DPI.attention.bands import Band, Plan, Row, Segment
             from models.DPI.methods import Method, Rope, build_method
             from models.DPI.methods.base import frequencies_of
+            from models.DPI.served import Served, params_of
             from models.mistakes import complaints
         except ModuleNotFoundError as missing:
             if (missing.name or "").partition(".")[0] != "models":
@@ -43,9 +46,11 @@ __all__ = [
     "Rope",
     "Row",
     "Segment",
+    "Served",
     "build_method",
     "complaints",
     "frequencies_of",
     "fused",
+    "params_of",
     "sdpa",
 ]

@@ -15,6 +15,7 @@ import torch
 
 from tests.conftest import TINY
 from tests.serving.engines import GALI, Engine, Reference
+from tests.serving.servers import serving
 
 HERE = Path(__file__).parent
 
@@ -45,7 +46,8 @@ def make_engine() -> Iterator[Callable[..., Engine]]:
 
     yield make
     for engine in opened:
-        engine.close()
+        if engine.llm is not None:
+            engine.close()
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +80,13 @@ def gali(make_engine: Callable[..., Engine]) -> Engine:
 def stock(make_engine: Callable[..., Engine], gali: Engine) -> Engine:
     """The stock engine, begun in the same process after one with GALI; its rotary tables are long enough."""
     return make_engine(None, hf_overrides={"max_position_embeddings": gali.max_model_len})
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server with GALI."""
+    with serving(GALI, tmp_path_factory.mktemp("server") / "log") as address:
+        yield address
 
 
 assert TINY.is_dir()

@@ -1,5 +1,6 @@
 """An engine of vLLM and this repository's model, behind the same few calls."""
 
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,12 @@ class Engine:
         """The new tokens of each prompt, all prompts in one batch."""
         return [list(output.outputs[0].token_ids) for output in self.outputs(prompts, tokens)]
 
+    def log_probabilities(self, prompt: Sequence[int]) -> torch.Tensor:
+        """Of each token but the first, (N - 1,)."""
+        output = self.outputs([prompt], tokens=1, prompt_logprobs=0)[0]
+        pairs = zip(prompt[1:], output.prompt_logprobs[1:], strict=True)
+        return torch.tensor([entry[token].logprob for token, entry in pairs])
+
     def forget(self) -> None:
         """Empty the prefix cache."""
         assert self.llm.reset_prefix_cache()
@@ -63,18 +70,25 @@ class Engine:
         return sum(metric.value for metric in self.llm.get_metrics() if metric.name == name)
 
     def close(self) -> None:
-        """Let go of the engine's memory."""
-        if self.llm is not None:
-            self.llm.llm_engine.engine_core.shutdown()
-            self.llm = None
+        """Let go of the engine's memory, and of no more.
+
+        vLLM shuts an engine of this process down when it is collected. That parts the process from its groups, which
+        its other engines need: they would fail at their next request.
+        """
+        client = self.llm.llm_engine.engine_core
+        client._finalizer.detach()
+        client.engine_core.model_executor.shutdown()
+        self.llm = None
+        gc.unfreeze()  # vLLM has kept what it made from being collected
+        gc.collect()
 
 
 class Reference:
-    """The model of transformers with a method of this repository, fp32 on the CPU."""
+    """The model of transformers with a method of this repository, on the CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: str = "float32") -> None:
         self.model, self.tokenizer = get_model_and_tokenizer(
-            str(TINY), None, "repro_original", {}, dtype="float32", device="cpu"
+            str(TINY), None, "repro_original", {}, dtype=dtype, device="cpu"
         )
 
     def tokens(self, text: str) -> list[int]:
@@ -106,5 +120,5 @@ class Reference:
         """Of each token but the first, (N - 1,)."""
         ids = torch.tensor([list(prompt)])
         with installed(self.model, build_method(settings["method"], settings["params"]), WINDOW):
-            scores = self.model(ids).logits[0, :-1].log_softmax(-1)
+            scores = self.model(ids).logits[0, :-1].float().log_softmax(-1)
         return scores.gather(1, ids[0, 1:, None])[:, 0]

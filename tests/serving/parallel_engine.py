@@ -2,17 +2,17 @@
 
 import json
 import sys
+from pathlib import Path
 
 
-def main() -> None:
-    """Standard input: options of vllm.LLM, and prompts; the last line of standard output: their new tokens."""
+def main(asked: Path, said: Path) -> None:
+    """asked: a file with options of vllm.LLM, and prompts; their new tokens go into `said`."""
     from tests.serving.engines import GALI, Engine
 
-    asked = json.load(sys.stdin)
-    engine = Engine(GALI, distributed_executor_backend="mp", kv_cache_memory_bytes=128 << 20, **asked["options"])
-    print(json.dumps(engine.continuations(asked["prompts"])), flush=True)  # noqa: T201
-    engine.close()
+    found = json.loads(asked.read_text(encoding="utf-8"))
+    engine = Engine(GALI, distributed_executor_backend="mp", kv_cache_memory_bytes=128 << 20, **found["options"])
+    said.write_text(json.dumps(engine.continuations(found["prompts"])), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,80 +1,17 @@
 """The OpenAI server with the plug-in, on the loopback interface: requests at once, streamed, cancelled."""
 
 import asyncio
-import contextlib
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, TINY
 from tests.serving.engines import GALI, Reference
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
-HOST = "127.0.0.1"
 NEW_TOKENS = 24
-SECONDS_TO_START = 300
 SECONDS_TO_ANSWER = 300
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind((HOST, 0))
-        return int(found.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server; it and all that it started are killed in the end."""
-    import httpx
-
-    port = free_port()
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", HOST, "--port", str(port),
-        "--model", str(TINY), "--served-model-name", "tiny", "--dtype", "float32", "--max-model-len", "4200",
-        "--max-num-batched-tokens", "256", "--enforce-eager", "--kv-cache-memory-bytes", str(256 << 20),
-        "--additional-config", json.dumps({"gali": GALI}),
-    ]  # fmt: skip
-    # What these tests themselves set for kernels and engines in one process is not the server's.
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("VLLM_ENABLE_V1_MULTIPROCESSING", "TRITON_INTERPRET", "VLLM_ALLOW_LONG_MAX_MODEL_LEN")
-    } | {"VLLM_NO_USAGE_STATS": "1"}  # fmt: skip
-    log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("w") as written:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=written, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    address = f"http://{HOST}:{port}"
-    try:
-        wait_until_healthy(httpx, address, process, log)
-        yield address
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
-
-
-def wait_until_healthy(httpx: Any, address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + SECONDS_TO_START
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            break
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{address}/health", timeout=5).status_code == 200:
-                return
-        time.sleep(1)
-    pytest.fail(f"the server did not start:\n{log.read_text(encoding='utf-8')[-3000:]}")
 
 
 async def stream(client: Any, prompt: list[int], stop_after: int | None = None) -> list[int]:
