@@ -56,8 +56,8 @@ def check_launcher(experiments: Sequence[ExperimentConfig], path: Path, workers:
     for cfg in experiments:
         if cfg.engine != "transformers":
             raise UserError(
-                f"{source_of(cfg, experiments, path)}: engine = {cfg.engine!r} spreads its records itself; run it without "
-                "--launcher ray"
+                f"{source_of(cfg, experiments, path)}: engine = {cfg.engine!r} spreads its records itself; "
+                "run it without --launcher ray"
             )
         placed = {"device_map": cfg.device_map, "tp_plan": cfg.tp_plan}
         placed["device"] = cfg.device if cfg.device not in (None, "cpu", "cuda") else None
