@@ -11,17 +11,16 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from models.DPI.attention.kernels.launching import descriptor
 
-Rows = TensorDescriptor | tuple[Tensor | int, ...]
 
-
-def rows_of(x: Tensor, rows: int, width: int, by_descriptor: bool) -> Rows:
+def rows_of(x: Tensor, rows: int, width: int, by_descriptor: bool) -> "TensorDescriptor | tuple[Tensor | int, ...]":
     """What `load_rows` reads blocks of so many rows and components of x (..., N, D) by; x is `readable`.
 
     A descriptor's blocks begin at components that are multiples of 8. Addresses: the tensor, the strides of all
     dimensions but the last, and the number of rows.
     """
     if by_descriptor:
-        return descriptor(x, [1] * (x.ndim - 2) + [rows, width])
+        found: TensorDescriptor = descriptor(x, [1] * (x.ndim - 2) + [rows, width])
+        return found
     return (x, *x.stride()[:-1], x.shape[-2])
 
 
