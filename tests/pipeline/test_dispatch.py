@@ -149,6 +149,8 @@ def test_records_of_a_killed_worker_go_to_others(place: Path, seed: int, rows: i
     found = {line["id"]: line for line in store.read_lines(place / "three/needle/pred/dpi-tiny/needle.jsonl")}
     wanted = store.read_lines(alone("one") / "needle/pred/dpi-tiny/needle.jsonl")
     assert list(found) == [line["id"] for line in wanted], "each once, in order"
+    rows_of_times = csv.DictReader((place / "three/needle/pred/dpi-tiny/times.csv").open())
+    assert sorted(row["id"] for row in rows_of_times) == sorted(found), "what has a line is not predicted again"
     for line in wanted:
         assert store.is_failed(found[line["id"]]) or found[line["id"]] == line
 
