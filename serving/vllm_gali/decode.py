@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vllm_gali.gali_kernels import (
+    _accumulate,
     _merge,
     _merge_warps,
     _rotate,
@@ -35,7 +36,8 @@ def attend(query: Tensor, cache: Tensor, step: Step, scaling: float, out: Tensor
     kv_heads, page = cache.shape[1], cache.shape[2]
     recording = query.is_cuda and torch.cuda.is_current_stream_capturing()
     options: dict[str, Any] = dict(step.options)
-    if query.is_cuda:  # Triton's interpreter does not know it
+    early = query.is_cuda and torch.cuda.get_device_capability(query.device) >= (9, 0)
+    if early:
         options["launch_pdl"] = True
     for pieces in step.launches:
         count = pieces.records.shape[0] if recording else pieces.used
@@ -65,7 +67,7 @@ def attend(query: Tensor, cache: Tensor, step: Step, scaling: float, out: Tensor
                 PAGE=page,
                 RELATIVE=pieces.relative,
                 STAGES=_stages(pieces.relative, step.options["BLOCK_D"]),
-                DEPENDENT=query.is_cuda,
+                DEPENDENT=early,
                 num_warps=WARPS,
                 enable_fp_fusion=True,
                 maxnreg=255,
@@ -98,15 +100,6 @@ def _places(cache, blocks, key, stop, cache_block, cache_token, PAGE: tl.constex
     """Where keys are. Places behind the last may hold anything, and be other requests': the last is read instead."""
     key = tl.minimum(key, stop - 1)
     return cache + tl.load(blocks + key // PAGE).to(tl.int64) * cache_block + (key % PAGE) * cache_token
-
-
-@triton.jit
-def _accumulate(logits, value, acc, top, total):
-    """As `decode._accumulate`, with values (warps, D, keys)."""
-    new_top = tl.maximum(top, tl.max(logits, 1))
-    p = tl.exp2(logits - new_top[:, None, :])
-    shrink = tl.exp2(top - new_top)[:, None, :]
-    return tl.dot(value, p.to(value.dtype), acc * shrink), new_top, total * shrink + p
 
 
 @triton.jit
@@ -271,7 +264,7 @@ def decode_pages_kernel(
                 piece.share,
                 GROUP,
                 BLOCK_MEMBERS,
-                HALF,
+                2 * HALF,
                 BLOCK_D,
                 BLOCK_SPLITS,
             )

@@ -7,6 +7,7 @@ from vllm_gali.gali import fused
 if TYPE_CHECKING or fused.__name__.startswith("models."):
     from models.DPI.attention.kernels import prefill
     from models.DPI.attention.kernels.decode import (
+        _accumulate,
         _merge,
         _merge_warps,
         _rotate,
@@ -22,6 +23,7 @@ if TYPE_CHECKING or fused.__name__.startswith("models."):
 else:
     from gali.models.DPI.attention.kernels import prefill
     from gali.models.DPI.attention.kernels.decode import (
+        _accumulate,
         _merge,
         _merge_warps,
         _rotate,
@@ -45,6 +47,7 @@ __all__ = [
     "_KEY_BYTES",
     "_MOST_TILES",
     "Launch",
+    "_accumulate",
     "_merge",
     "_merge_warps",
     "_multiprocessors",

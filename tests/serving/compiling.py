@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from vllm_gali import cuda, decode, paged, pages
 
+from models.DPI.attention.cards import HOPPER
 from models.DPI.methods import Rope, build_method
 from models.DPI.methods.base import frequencies_of
 from tests.models.DPI.attention.kernels.compiling import _Compiler
@@ -22,7 +23,7 @@ def compile_case(method: str, params: dict[str, Any], head_dim: int, page: int) 
     found: list[dict[str, Any]] = []
     originals = [getattr(module, name) for module, name in KERNELS]
     for (module, name), kernel in zip(KERNELS, originals, strict=True):
-        setattr(module, name, _Compiler(kernel, found))
+        setattr(module, name, _Compiler(kernel, HOPPER, found))
     rope = Rope(frequencies_of(10_000.0, head_dim), 64, 10_000.0)
     built = build_method(method, params, 64)
     query = torch.zeros(1, 8, head_dim, dtype=torch.bfloat16)
