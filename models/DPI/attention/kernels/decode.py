@@ -379,9 +379,10 @@ def decode_kernel(
             splits,
             GROUP,
             BLOCK_MEMBERS,
-            2 * HALF + REST,
+            HALF,
             BLOCK_D,
             BLOCK_SPLITS,
+            REST,
         )
 
 
@@ -396,14 +397,15 @@ def _merge(
     splits,
     GROUP: tl.constexpr,
     BLOCK_MEMBERS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
+    HALF: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
+    REST: tl.constexpr = 0,
 ):
     """The softmax over all parts of a key head. A thread sums its own components: none waits for another."""
     member = tl.arange(0, BLOCK_MEMBERS)
     d = tl.arange(0, BLOCK_D)
-    real = (member < GROUP)[None, :] & (d < HEAD_DIM)[:, None]
+    real = (member < GROUP)[None, :] & (d < 2 * HALF + REST)[:, None]
     number = tl.arange(0, BLOCK_SPLITS)
     there = (number < splits)[:, None] & (member < GROUP)[None, :]
     places = log_totals + number[:, None] * BLOCK_MEMBERS + member[None, :]
