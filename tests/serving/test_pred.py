@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tests.serving.engines import GALI
 from tests.serving.servers import running
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 Predict = Callable[..., Path]
 
@@ -43,7 +43,7 @@ def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Predict:
         if keys.get("engine") == "vllm":
             command, log = [sys.executable, "pred.py", *arguments], tmp_path / "log"
             with log.open("w") as written, running(command, stdout=written, stderr=subprocess.STDOUT) as process:
-                code = process.wait(280)
+                code = process.wait(800)
             assert code == 0, log.read_text()[-3000:]
         else:
             assert pred.main(arguments) == 0
