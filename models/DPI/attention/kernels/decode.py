@@ -379,10 +379,9 @@ def decode_kernel(
             splits,
             GROUP,
             BLOCK_MEMBERS,
-            HALF,
+            2 * HALF + REST,
             BLOCK_D,
             BLOCK_SPLITS,
-            REST,
         )
 
 
@@ -397,15 +396,14 @@ def _merge(
     splits,
     GROUP: tl.constexpr,
     BLOCK_MEMBERS: tl.constexpr,
-    HALF: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
-    REST: tl.constexpr = 0,
 ):
     """The softmax over all parts of a key head. A thread sums its own components: none waits for another."""
     member = tl.arange(0, BLOCK_MEMBERS)
     d = tl.arange(0, BLOCK_D)
-    real = (member < GROUP)[None, :] & (d < 2 * HALF + REST)[:, None]
+    real = (member < GROUP)[None, :] & (d < HEAD_DIM)[:, None]
     number = tl.arange(0, BLOCK_SPLITS)
     there = (number < splits)[:, None] & (member < GROUP)[None, :]
     places = log_totals + number[:, None] * BLOCK_MEMBERS + member[None, :]
