@@ -115,13 +115,14 @@ def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) 
     from pipeline.automatic import settle
     from pipeline.distributed import Workers
     from pipeline.experiment import run_experiment, with_model_revision
-    from pipeline.model_loader import EngineLoader, check_requests
+    from pipeline.model_loader import EngineLoader, check_requests, weights_digests
 
     results: Path = arguments.results
     tensor_parallel = check_requests(experiments, arguments.cfg)
     unfinished = 0
     with Workers(tensor_parallel=tensor_parallel) as workers:
         load_engine = EngineLoader(workers)
+        digests: dict[str, dict[str, str] | None] = {}
         for number, cfg in enumerate(experiments, start=1):
             place = f"{number}/{len(experiments)} " if len(experiments) > 1 else ""
             if place and workers.is_main:
@@ -133,6 +134,9 @@ def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) 
                 )
                 start = load_engine.check(cfg)
                 workers.agree("revisions of the model", start.revision, "set model_revision to a commit")
+                if workers.processes > 1 and cfg.model not in digests:
+                    digests[cfg.model] = weights_digests(cfg.model)  # a folder has no commit
+                    workers.agree("files of the model", digests[cfg.model], "copy the model anew")
                 outcomes = run_experiment(
                     cfg, results, workers, load_engine,
                     window=start.window, model_revision=start.revision, automatic=automatic,

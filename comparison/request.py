@@ -78,8 +78,8 @@ def sizes_for(window: int, target: int, *, tune: bool, gpu: bool) -> Sizes:
     """What is measured where the command line does not say.
 
     On a GPU: 16 depths at four lengths beyond the window, evenly spaced up to the target; 16 samples of each RULER
-    task; eight texts. On a CPU about what the embedded model takes five minutes for: two depths at two lengths, the target
-    and a quarter of it; one sample; two texts; twice as many where half of them choose.
+    task; eight texts. On a CPU about what the embedded model takes five minutes for: two depths at two lengths, the
+    target and a quarter of it; one sample; two texts; twice as many where half of them choose.
     """
     if gpu:
         lengths = (window + (target - window) * k // 4 for k in (1, 2, 3, 4))

@@ -59,6 +59,10 @@ def check_base_url(url: str) -> str:
         raise ValueError(f"base_url holds a name or a password, which files must not; set {KEY} in the environment")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"base_url = {url!r} must begin with http:// or https://, and name a host")
+    try:
+        parts.hostname.encode("idna")
+    except UnicodeError:
+        raise ValueError(f"base_url = {url!r}: {parts.hostname!r} is no host's name") from None
     if parts.query or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
         raise ValueError(f"base_url = {url!r} must be a plain address, such as http://127.0.0.1:8000/v1")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
@@ -77,8 +81,9 @@ class Client:
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
         self._opener = urllib.request.OpenerDirector()
+        nearby = urlsplit(base_url).hostname in ("127.0.0.1", "::1", "localhost")
+        self._opener.add_handler(urllib.request.ProxyHandler({} if nearby else None))
         for handler in (
-            urllib.request.ProxyHandler,
             urllib.request.HTTPHandler,
             urllib.request.HTTPSHandler,
             urllib.request.HTTPDefaultErrorHandler,

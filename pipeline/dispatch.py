@@ -216,6 +216,8 @@ class Dispatcher:
                 with self._mistakes_of(job):
                     hashed = digest({unit.dataset: unit.records})
                     self._ask(hand, "begin", job.checked.to_load, unit.dataset, unit.records, hashed)
+                if hand.asked is None:  # the experiment has ended in a mistake
+                    hand.unit, hand.rest = None, []
 
     def _hear(self, hand: Hand, reply: Reply | Died) -> None:
         """Go on with what a worker has answered."""
@@ -227,6 +229,7 @@ class Dispatcher:
         job = hand.job
         with self._mistakes_of(job, hand):
             if reply.mistake is not None:
+                hand.unit, hand.rest = None, []
                 raise UserError(reply.mistake) from (None if reply.cause is None else WorkerError(reply.cause))
             if question == "hello":
                 hand.host = reply.value

@@ -74,6 +74,10 @@ def check_request(cfg: ExperimentConfig) -> None:
     check_method(cfg, None if window == "auto" else window)
     with _mistakes():
         check_options(**_options(cfg, None))
+    if cfg.engine == "vllm":
+        from pipeline.vllm_engine import check_installed
+
+        check_installed()
 
 
 def engine_key(cfg: ExperimentConfig) -> str:
@@ -307,10 +311,11 @@ class EngineLoader:
             close()
 
     def _served(self, cfg: ExperimentConfig) -> Engine:
-        if cfg.engine == "vllm" and self._workers.processes > 1:
-            raise UserError(
-                "engine = 'vllm' starts its own processes (tensor_parallel_size in [vllm]); run one process of this"
-            )
+        if self._workers.processes > 1:
+            theirs = "starts its own processes (tensor_parallel_size in [vllm])"
+            if cfg.engine == "openai":
+                theirs = "spreads the records itself"
+            raise UserError(f"engine = {cfg.engine!r} {theirs}; run one process of this")
         return served_engine(cfg)
 
     def _load(self, cfg: ExperimentConfig) -> ModelEngine:

@@ -67,9 +67,15 @@ def check_launcher(experiments: Sequence[ExperimentConfig], path: Path, workers:
                     f"{source_of(cfg, experiments, path)}: --launcher ray gives each worker a GPU of its own, and "
                     f"{key} = {value!r}; leave {key} out"
                 )
-    if os.environ.get("RAY_ADDRESS"):  # the workers' machines may have what this one has not
+    if _address():  # the workers' machines may have what this one has not
         experiments = [cfg.model_copy(update={"device": None, "attn_impl": "auto"}) for cfg in experiments]
     check_requests(experiments, path)
+
+
+def _address() -> str | None:
+    """Of the cluster that is given; None for one on this machine, which Ray too calls "local"."""
+    given = os.environ.get("RAY_ADDRESS", "")
+    return None if given in ("", "local") else given
 
 
 class RayPool:
@@ -79,7 +85,7 @@ class RayPool:
         """workers: how many; None: one for each GPU. experiments: without GPUs where all have device = "cpu"."""
         self.size = workers or 0
         self._on_gpus = any(cfg.device != "cpu" for cfg in experiments)
-        self._address = os.environ.get("RAY_ADDRESS") or None
+        self._address = _address()
         self._stack = contextlib.ExitStack()
         self._ray: Any = None
         self._actor: Any = None
@@ -97,7 +103,9 @@ class RayPool:
             has = self._ray.cluster_resources()
             self.size, self._on_gpus = _size(self.size, int(has.get("GPU", 0)), int(has.get("CPU", 0)), self._on_gpus)
             found = int(has.get("CPU", 1)) if self._address else cores()
-            self._threads = threads_for(self.size, found, int(os.environ.get("OMP_NUM_THREADS") or found))
+            self._threads = threads_for(
+                self.size, found, int((os.environ.get("OMP_NUM_THREADS") or str(found)).partition(",")[0])
+            )
             where = f"the cluster at {self._address}" if self._address else "this machine"
             logger.info("%d workers on %s, %s", self.size, where, "a GPU each" if self._on_gpus else "without GPUs")
             self._actors = [self._start(worker) for worker in range(self.size)]
@@ -193,7 +201,7 @@ def _cluster(address: str | None, workers: int) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         if address is None:
             # A machine that is not part of a cluster listens on its loopback address alone; read when Ray is imported.
-            settings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+            settings |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
             folder = stack.enter_context(_folder())
             local = {
                 "num_cpus": max(cores(), workers), "include_dashboard": False, "object_store_memory": _OBJECT_STORE,
@@ -207,7 +215,7 @@ def _cluster(address: str | None, workers: int) -> Iterator[Any]:
             stack.callback(ray.shutdown, wait_for_processes=True)
             try:
                 ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=verbose, **local)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 where, remedy = "on this machine", ""
                 if address:
                     where, remedy = f"at RAY_ADDRESS = {address!r}", " (set RAY_AUTH_MODE = token if it wants one)"

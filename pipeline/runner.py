@@ -130,9 +130,9 @@ def finish(folder: Path, records: Mapping[str, list[Record]], workers: Workers) 
     """Bring the prediction files into order, and say how far they are."""
     parts = [store.part_file(folder, dataset, workers.rank) for dataset in records]
     written = workers.gather({path.name: path.stat().st_size for path in parts if path.exists()})
-    if workers.is_main:
-        store.wait_for(folder, {name: size for each in written for name, size in each.items()})
-    _merge(folder, records, workers)
+    sizes = {name: size for each in written for name, size in each.items()}
+    if all(workers.gather(not workers.is_main or store.wait_for(folder, sizes))):  # else parts would be cut
+        _merge(folder, records, workers)
     return {dataset: count(folder, dataset, wanted) for dataset, wanted in records.items()}
 
 

@@ -183,6 +183,8 @@ class Expected:
             "model": cfg.served_model or (str(Path(folder).resolve()) if start.local else folder),
             "logprobs": "raw_logprobs",
         }
+        if cfg.engine == "vllm":  # which this process starts, and which calls a model of the hub by its folder offline
+            del self._asked["model"]
         if cfg.dtype is not None:
             self._asked["dtype"] = cfg.dtype
         self._revision = start.revision if cfg.served_model is None else None

@@ -250,18 +250,20 @@ def wait_until(true: Callable[[], bool]) -> bool:
     return found
 
 
-def wait_for(folder: Path, sizes: Mapping[str, int]) -> None:
-    """Wait until parts that other processes wrote are seen here, whole. What is not is merged at the next start.
+def wait_for(folder: Path, sizes: Mapping[str, int]) -> bool:
+    """Wait until parts that other processes wrote are seen here, whole; whether they are.
 
-    sizes: bytes by file name.
+    sizes: bytes by file name. Where they are not, they are merged at the next start.
     """
 
     def there() -> bool:
         found = {path.name: path.stat().st_size for path in folder.glob(".part-*")}
         return all(found.get(name, -1) >= size for name, size in sizes.items())
 
-    if not wait_until(there):
+    seen = wait_until(there)
+    if not seen:
         logger.warning("%s: some of what other machines wrote is not seen here yet; start the command again", folder)
+    return seen
 
 
 def merge(folder: Path, dataset: str, order: Sequence[str]) -> list[Line]:

@@ -64,11 +64,15 @@ class VllmEngine(ServedEngine):
 
     def _ask(self, prompts: list[list[int]], **options: Any) -> list[Any]:
         from vllm import SamplingParams
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         sampling = SamplingParams(logprobs=0, detokenize=False, **GREEDY, **options)
-        found: list[Any] = self._llm.generate(
-            [{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False
-        )
+        try:
+            found: list[Any] = self._llm.generate(
+                [{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False
+            )
+        except EngineDeadError as error:
+            raise UserError("vLLM's engine has ended; the same command goes on from here") from error
         return found
 
 

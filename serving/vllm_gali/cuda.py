@@ -60,13 +60,17 @@ def obstacle(shape: Shape, dtype: torch.dtype, device: torch.device) -> str | No
     """Why layers of such heads cannot run on the device, or None."""
     if shape.heads % shape.kv_heads:
         return f"{shape.heads} query heads are no multiple of {shape.kv_heads} key heads"
-    return fused.obstacle(torch.empty(0, shape.heads, 1, shape.head_dim, dtype=dtype, device=device), Plan(()))
+    why = fused.obstacle(torch.empty(0, shape.heads, 1, shape.head_dim, dtype=dtype, device=device), Plan(()))
+    if why is None and device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
+        return "the kernels that read its pages were compiled and run for compute capability 9.0 (Hopper) alone"
+    return why
 
 
 def write(key: Tensor, value: Tensor, cache: Tensor, slots: Tensor) -> None:
     """See `paged.write`; the CPU waits for nothing."""
     from vllm_gali import pages
 
+    key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (key, value))
     pages.write(key, value, cache, slots)
 
 
@@ -175,7 +179,8 @@ def workspace(shape: Shape, bands: int, length: int, queries: int) -> int:
 
     bands: of a segment. length: tokens of a request at most. queries: of a step at most.
     """
-    from vllm_gali.gali_kernels import _KEY_BYTES
+    from vllm_gali.gali_kernels import _CACHED_KEYS, _KEY_BYTES
 
     keys = 2 * shape.kv_heads * length * shape.head_dim
-    return keys + max(bands * keys, _KEY_BYTES) + 2 * (bands + 1) * queries * shape.heads * shape.head_dim
+    tables = 4 * shape.head_dim * _CACHED_KEYS  # cosines and sines of keys, fp32
+    return tables + keys + max(bands * keys, _KEY_BYTES) + 2 * (bands + 1) * queries * shape.heads * shape.head_dim

@@ -20,6 +20,7 @@ if TYPE_CHECKING or fused.__name__.startswith("models."):
     from models.DPI.attention.kernels.softmax import softcap_factors
     from models.DPI.attention.kernels.tiles import _KEY_BYTES
     from models.DPI.attention.prepared import Launch
+    from models.DPI.attention.tables import _CACHED_KEYS
 else:
     from gali.models.DPI.attention.kernels import prefill
     from gali.models.DPI.attention.kernels.decode import (
@@ -41,9 +42,11 @@ else:
     from gali.models.DPI.attention.kernels.softmax import softcap_factors
     from gali.models.DPI.attention.kernels.tiles import _KEY_BYTES
     from gali.models.DPI.attention.prepared import Launch
+    from gali.models.DPI.attention.tables import _CACHED_KEYS
 
 __all__ = [
     "DECODE_KEYS",
+    "_CACHED_KEYS",
     "_KEY_BYTES",
     "_MOST_TILES",
     "Launch",

@@ -435,17 +435,19 @@ def test_the_key_is_in_no_file(
 
 
 def test_an_engine_of_vllm_is_not_begun_by_a_dry_run(
-    predict: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    predict: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pipeline.vllm_engine.check_installed", lambda: None)
     assert predict("r", "--dry-run", engine="vllm") == 0
     assert "memory and time are vLLM's" in capsys.readouterr().out
     assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is here")
-def test_an_engine_of_vllm_needs_vllm(predict: Predict) -> None:
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",)])
+def test_an_engine_of_vllm_needs_vllm(predict: Predict, arguments: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match=r"engine = 'vllm': vllm.* cannot be imported here; docs/serving\.md"):
-        predict("r", engine="vllm")
+        predict("r", *arguments, engine="vllm")
 
 
 def test_an_engine_of_vllm_is_for_one_process(keys: Keys) -> None:

@@ -63,6 +63,8 @@ def attend(
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, sinks)):
         if noise is not None:
             raise ValueError("attention with noise has no backward pass here: take attn_impl = 'sdpa' for gradients")
+        if (why := triton_gradients.obstacle_of_row(q, row)) is not None:
+            raise ValueError(f"attention has no backward pass here: {why}; take attn_impl = 'sdpa' for gradients")
         return triton_gradients.attend(q, k, v, row, scaling=scaling, softcap=softcap, sinks=sinks, lse=lse)
     from models.DPI.attention.kernels import prefill
 

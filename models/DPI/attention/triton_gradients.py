@@ -19,10 +19,15 @@ def obstacle(q: Tensor, plan: Plan) -> str | None:
     """Why there is no backward pass for these queries and bands, or None; where the forward pass runs."""
     if plan.noise is not None:
         return "its backward pass draws no noise, and a tensor requires gradients"
+    return next((why for row in plan.rows[:1] if (why := obstacle_of_row(q, row)) is not None), None)
+
+
+def obstacle_of_row(q: Tensor, row: Row) -> str | None:
+    """The same for rows of a batch without noise."""
     head_dim = q.shape[-1]
     if head_dim not in HEAD_DIMS:
         return f"its backward pass takes head_dim {', '.join(map(str, HEAD_DIMS))}, and it is {head_dim}"
-    if any(row.segments[0].bands[0].frequencies.rotary_dim != head_dim for row in plan.rows[:1]):
+    if row.segments[0].bands[0].frequencies.rotary_dim != head_dim:
         return "its backward pass needs all components of a head to be rotary"
     if q.device.type == "cuda" and torch.cuda.get_device_capability(q.device) < _CAPABILITY:
         return "its backward pass needs a GPU of compute capability 9.0 (Hopper) or later"
@@ -63,9 +68,11 @@ class _Differentiable(torch.autograd.Function):
         """See `attend`."""
         from models.DPI.attention.kernels import prefill
 
-        lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) if lse is None else lse
-        out = prefill.attend(q, k, v, row, scaling=scaling, softcap=softcap, sinks=sinks, lse=lse)
-        ctx.save_for_backward(q, k, v, sinks, out, lse)
+        own = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)  # the caller may write to his own
+        out = prefill.attend(q, k, v, row, scaling=scaling, softcap=softcap, sinks=sinks, lse=own)
+        if lse is not None:
+            lse.copy_(own)
+        ctx.save_for_backward(q, k, v, sinks, out, own)
         ctx.row, ctx.scaling, ctx.softcap = row, scaling, softcap
         return out
 

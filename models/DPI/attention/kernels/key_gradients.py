@@ -201,8 +201,11 @@ def key_kernel(
                 )
         cos = tl.load(addresses + 2 * run.slot).to(tl.pointer_type(tl.float32))
         sin = tl.load(addresses + 2 * run.slot + 1).to(tl.pointer_type(tl.float32))
-        c = tl.load(cos + wide_key * HALF + d[None, :], mask=inside, other=0.0)
-        s = tl.load(sin + wide_key * HALF + d[None, :], mask=inside, other=0.0)
+        # Keys of a tile that no query sees may lie behind the end of the table, and their gradients are 0.
+        seen = load_entry(entries, run.first)
+        rotated = inside & (key < tl.where(seen.low < seen.high, num_keys, 0))[:, None]
+        c = tl.load(cos + wide_key * HALF + d[None, :], mask=rotated, other=0.0)
+        s = tl.load(sin + wide_key * HALF + d[None, :], mask=rotated, other=0.0)
         low, high = turn_back(low * factor, high * factor, c, s)
         before, after = number - first_run + earlier, end_run - 1 - number + later
         tl.debug_barrier()  # other threads may have written the sum

@@ -23,6 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from models.DPI.attention.kernels.launching import on, power_of_2
+from models.DPI.attention.kernels.tiles import Tile, TileBand
 from models.DPI.attention.prepared import Launch, PreparedPrefill
 
 ROWS = 64
@@ -34,6 +35,10 @@ _copy = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_
 _TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 # Finite, so that a query that has seen no key yet gives no NaN.
 _LOWEST = gl.constexpr(-1.0e30)
+# Columns of the records of `tiles`.
+_TILE_COLUMNS, _BAND_COLUMNS = gl.constexpr(len(Tile._fields)), gl.constexpr(len(TileBand._fields))
+_FIRST, _END = gl.constexpr(Tile._fields.index("first")), gl.constexpr(Tile._fields.index("end"))
+_SLOT = gl.constexpr(TileBand._fields.index("slot"))
 _LN2 = gl.constexpr(0.6931471805599453)
 _LOG2_E = gl.constexpr(1.4426950408889634)
 _ROWS = gl.constexpr(ROWS)
@@ -159,14 +164,14 @@ def _place(number, work, GROUP: gl.constexpr, BANDS: gl.constexpr):
     plane = number // (work.num_tiles * GROUP)
     rest = number % (work.num_tiles * GROUP)
     kv_head = plane % work.num_kv_heads
-    record = work.tiles + (rest // GROUP) * (2 + 2 * BANDS)
+    record = work.tiles + (rest // GROUP) * (_TILE_COLUMNS + _BAND_COLUMNS * BANDS)
     return Place(
         batch=plane // work.num_kv_heads,
         head=kv_head * GROUP + rest % GROUP,
         kv_head=kv_head,
         record=record,
-        first=gl.load(record),
-        end=gl.load(record + 1),
+        first=gl.load(record + _FIRST),
+        end=gl.load(record + _END),
     )
 
 
@@ -231,7 +236,7 @@ def _fetch(
                 used_odd += 1
             else:
                 used_even += 1
-            plane = gl.load(place.record + 2 + 2 * band) * work.batch_size + place.batch
+            plane = gl.load(place.record + _TILE_COLUMNS + _BAND_COLUMNS * band + _SLOT) * work.batch_size + place.batch
             row = (plane * work.num_kv_heads + place.kv_head) * work.num_keys
             for tile in range(span.end - span.first):
                 key = _key_of(tile, span, BN)

@@ -14,6 +14,7 @@ from models.DPI.attention import api, triton_gradients
 from models.DPI.attention import triton as fused
 from models.DPI.attention.backends import BACKENDS
 from models.DPI.attention.bands import Plan
+from models.DPI.attention.tables import KeyTable
 from models.DPI.planning import Padding
 from tests.models.DPI.attention import test_triton as forward
 from tests.models.DPI.attention.test_triton import CHUNK_FREE, DEVICE, NOISE
@@ -108,6 +109,23 @@ def test_tables_beyond_the_budget_go_in_several_launches(monkeypatch: pytest.Mon
     _gradients("triton", inputs, d_out, plan, scaling=0.1)
     (tiles,) = plan.rows[0].prepared_backward.values()
     assert len(tiles) > 1
+
+
+def test_a_table_is_not_read_behind_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a launch's first table, which may be short, keys that no query sees have no row."""
+    of_keys = KeyTable.of_keys
+
+    def poisoned(table: KeyTable, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        found = []
+        for rows in of_keys(table, length, device):
+            longer = torch.full((2048, rows.shape[-1]), float("nan"), device=device)
+            longer[:length] = rows
+            found.append(longer[:length])
+        return found[0], found[1]
+
+    monkeypatch.setattr(KeyTable, "of_keys", poisoned)
+    monkeypatch.setattr("models.DPI.attention.kernels.tiles._KEY_BYTES", 1)
+    Case("short tables", "dpi", 300, 300, 64, (2, 1), CHUNK_FREE, 32).run()
 
 
 def test_rows_of_different_padding() -> None:

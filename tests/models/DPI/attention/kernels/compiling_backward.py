@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from models.DPI.attention.cards import HOPPER
 from models.DPI.attention.kernels import backward, rotate
 from models.DPI.attention.kernels.tiles import Tiling
 from models.DPI.methods import build_method
@@ -30,7 +31,7 @@ def compile_case(
     found: list[dict[str, Any]] = []
     originals = [getattr(module, name) for module, name in KERNELS]
     for (module, name), kernel in zip(KERNELS, originals, strict=True):
-        setattr(module, name, _Compiler(kernel, found))
+        setattr(module, name, _Compiler(kernel, HOPPER, found))
     plan = make_plan(build_method(method, params, 64), oracle.rope(64, head_dim), Padding(None, 0, 300), seed=0)
     q = torch.zeros(1, 8, 300, head_dim, dtype=torch.bfloat16)
     k = torch.zeros(1, 2, 300, head_dim, dtype=torch.bfloat16)
