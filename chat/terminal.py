@@ -82,14 +82,16 @@ def command_lines() -> list[str]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within, only warnings are logged: what else is would stand in the answers."""
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(max(before, logging.WARNING))
+    """Within, only warnings are logged, and of transformers only errors: the rest would stand in the answers."""
+    levels = {logging.getLogger(): logging.WARNING, logging.getLogger("transformers"): logging.ERROR}
+    before = {each: each.level for each in levels}
+    for each, level in levels.items():
+        each.setLevel(max(each.level, level))
     try:
         yield
     finally:
-        root.setLevel(before)
+        for each, level in before.items():
+            each.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -185,7 +187,6 @@ def open_chat(argv: list[str], console: Console) -> Chat:
     from pipeline.distributed import Workers
     from pipeline.model_loader import EngineLoader, read_model_config
 
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # its reminders would stand in the answers
     config = read_model_config(arguments.model, trust_remote_code=arguments.trust_remote_code)
     try:
         window = arguments.window or window_of(config)

@@ -120,6 +120,7 @@ def test_bytes_that_are_no_text_do_not_end_the_chat() -> None:
 def test_a_key_that_is_held_interrupts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [5.0]
     monkeypatch.setattr(chat_terminal.time, "monotonic", lambda: now[0])
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
     before = signal.getsignal(signal.SIGINT)
     with interruptible():
         with pytest.raises(KeyboardInterrupt):
@@ -130,6 +131,7 @@ def test_a_key_that_is_held_interrupts_once(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+    signal.signal(signal.SIGINT, found)
 
 
 class Terminal:
