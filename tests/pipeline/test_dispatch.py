@@ -231,6 +231,37 @@ def test_a_mistake_lets_what_is_under_way_end_and_nothing_else_begin(place: Path
     assert sorted(path.name for path in (place / "two/needle/pred").iterdir()) == ["a"], "nothing is written of others"
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_records_of_an_experiment_that_ended_in_a_mistake_go_nowhere(
+    place: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Also where the worker that had them dies while it turns to another experiment."""
+    mistakes: list[Worker] = []
+    go_on = Worker.go_on
+
+    def mistaken(worker: Worker) -> Any:
+        assert worker._batches is not None
+        if worker._batches[0].exp_name == "a":
+            mistakes.append(worker)
+            raise UserError("a book is gone")
+        return go_on(worker)
+
+    monkeypatch.setattr(Worker, "go_on", mistaken)
+    died: list[int] = []
+
+    def kills(worker: int, question: Question, arguments: tuple[Any, ...]) -> bool:
+        dies = bool(mistakes) and not died and question == "prepare" and arguments[0].exp_name == "b"
+        died.extend([worker] * dies)
+        return dies
+
+    cfgs = experiments("exp_name=a") + experiments("exp_name=b", "seed=7")
+    with pytest.raises(UserError, match="a: a book is gone"):
+        run(FakePool(2, seed, kills), cfgs, place / "two")
+    lines = (place / "two/needle/pred/b/needle.jsonl").read_text().splitlines()
+    wanted = alone("one", "one.toml", "--set=exp_name=b", "--set=seed=7") / "needle/pred/b/needle.jsonl"
+    assert lines == wanted.read_text().splitlines()
+
+
 def test_a_folder_that_another_run_holds_is_refused(place: Path) -> None:
     folder = place / "two/needle/pred/dpi-tiny"
     folder.mkdir(parents=True)
