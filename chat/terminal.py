@@ -203,7 +203,7 @@ def open_chat(argv: list[str], console: Console) -> Chat:
         "max_pe": target, "ori_max_position_embeddings": window, "seed": arguments.seed, "dtype": arguments.dtype,
         "device": arguments.device, "attn_impl": arguments.attn_impl, "trust_remote_code": arguments.trust_remote_code,
     }  # fmt: skip
-    engine = EngineLoader(Workers())(build_config(content, "chat"))
+    engine = EngineLoader(Workers()).with_model(build_config(content, "chat"))
     chat = Chat(
         engine.model, engine.tokenizer, window, target,
         name=arguments.model, max_new_tokens=arguments.max_new_tokens, seed=arguments.seed, console=console,

@@ -215,7 +215,7 @@ class Session:
         from pipeline.model_loader import EngineLoader
 
         if self._model is None:
-            self._model = EngineLoader(self._workers)(self._experiment(self._planned[0])).model
+            self._model = EngineLoader(self._workers).with_model(self._experiment(self._planned[0])).model
         return self._model
 
     def _experiment(self, setting: Setting) -> ExperimentConfig:

@@ -295,6 +295,14 @@ class EngineLoader:
             engine.share_prefixes(cfg.share_prefixes if cfg.batch_size == 1 else False)
         return self._engine
 
+    def with_model(self, cfg: ExperimentConfig) -> ModelEngine:
+        """The engine of a configuration whose engine is transformers: one that holds its model."""
+        from pipeline.engine import ModelEngine
+
+        engine = self(cfg)
+        assert isinstance(engine, ModelEngine), cfg.engine
+        return engine
+
     def release(self) -> None:
         """Let the model go, whose memory another needs."""
         import torch
