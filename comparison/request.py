@@ -78,12 +78,12 @@ def sizes_for(window: int, target: int, *, tune: bool, gpu: bool) -> Sizes:
     """What is measured where the command line does not say.
 
     On a GPU: 16 depths at four lengths beyond the window, evenly spaced up to the target; 16 samples of each RULER
-    task; eight texts. On a CPU about what the embedded model takes five minutes for: two depths at two lengths, the
-    target and a quarter of it; one sample; two texts; twice as many where half of them choose.
+    task; eight texts. On a CPU about what the embedded model takes six minutes for: two depths at three lengths, the
+    target, a half and a quarter of it; one sample; two texts; twice as many where half of them choose.
     """
     if gpu:
         lengths = (window + (target - window) * k // 4 for k in (1, 2, 3, 4))
         return Sizes(lengths=tuple(dict.fromkeys(lengths)), depths=16, samples=16, texts=8)
-    lengths = (length for length in (target // 4, target) if length > window or length == target)
+    lengths = (length for length in (target // 4, target // 2, target) if length > window or length == target)
     times = 2 if tune else 1
     return Sizes(lengths=tuple(dict.fromkeys(lengths)), depths=2 * times, samples=times, texts=2 * times)
