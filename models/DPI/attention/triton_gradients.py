@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.DPI.attention import cards
 from models.DPI.attention.bands import Plan, Row
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
-_CAPABILITY = (9, 0)
 
 
 def obstacle(q: Tensor, plan: Plan) -> str | None:
@@ -29,7 +29,7 @@ def obstacle_of_row(q: Tensor, row: Row) -> str | None:
         return f"its backward pass takes head_dim {', '.join(map(str, HEAD_DIMS))}, and it is {head_dim}"
     if row.segments[0].bands[0].frequencies.rotary_dim != head_dim:
         return "its backward pass needs all components of a head to be rotary"
-    if q.device.type == "cuda" and torch.cuda.get_device_capability(q.device) < _CAPABILITY:
+    if not cards.card_of(q.device).has_copy_engine:
         return "its backward pass needs a GPU of compute capability 9.0 (Hopper) or later"
     return None
 
