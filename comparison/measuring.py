@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BATCH_TOKENS = {"cuda": 32_768}
-"""Of a batch by device; elsewhere rows run alone."""
+BATCH_TOKENS = {"cuda": 32_768, "cpu": 8_192}
+"""Of a batch by device; elsewhere rows run alone. Two CPU cores take 5 to 20 % more tokens a second of two rows."""
 GIBIBYTE = 1 << 30
 
 

@@ -142,6 +142,24 @@ def test_a_query_scale_for_each_query() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["fp64", "fp32", "bf16"])
+@pytest.mark.parametrize("seed", range(5))
+def test_borders_wider_than_the_kernels_blocks(dtype: torch.dtype, seed: int) -> None:
+    """Queries that see keys only behind many masked ones, and queries that see none of a band."""
+    generator = torch.Generator().manual_seed(seed)
+    past, length = 1100, 1400
+    i = torch.arange(past, length)
+    cut, end = (torch.randint(0, past, (length - past,), generator=generator).sort()[0] for _ in range(2))
+    end[:50] = cut[:50]  # of the second band
+    rope = oracle.rope(2000, 16).frequencies
+    bands = (
+        Band(rope, i.double(), KeyPositions(), i * 0, cut),
+        Band(rope, i.double() / 2, KeyPositions(), cut, torch.maximum(cut, end)),
+        Band(rope, i.double(), KeyPositions(), torch.maximum(cut, end), i + 1),
+    )
+    check([Segment(past, length, bands)], tensors(seed, past, length), dtype, scaling=0.25)
+
+
 def test_large_logits_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sdpa._BLOCK, "cpu", 16)
     method = build_method("dpi", {"local_window": 5, "chunk_coe": 7}, 24)
