@@ -78,7 +78,7 @@ def sizes_for(window: int, target: int, *, tune: bool, gpu: bool) -> Sizes:
     """What is measured where the command line does not say.
 
     On a GPU: 16 depths at four lengths beyond the window, evenly spaced up to the target; 16 samples of each RULER
-    task; eight texts. On a CPU about what the embedded model takes six minutes for: two depths at three lengths, the
+    task; eight texts. On a CPU about what the embedded model takes five minutes for: two depths at three lengths, the
     target, a half and a quarter of it; one sample; two texts; twice as many where half of them choose.
     """
     if gpu:
