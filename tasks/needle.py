@@ -199,9 +199,10 @@ def prompt_lengths(options: NeedleOptions) -> list[int]:
         lengths = sorted({round(1000 * (options.min_k + step * options.gap)) for step in range(steps + 1)})
     if not lengths or lengths[-1] > options.max_pe:
         most = lengths[-1] if lengths else round(1000 * options.min_k)
+        answer = "" if most > options.max_pe else f", with {options.max_pe - room} for its answer,"
         raise UserError(
-            f"a needle prompt of {most} tokens is beyond max_pe = {options.max_pe}; lower max_k (or min_k, lengths), or"
-            " raise max_pe"
+            f"a needle prompt of {most} tokens{answer} is beyond max_pe = {options.max_pe}; lower max_k (or min_k,"
+            " lengths), or raise max_pe"
         )
     if lengths[-1] > room:
         logger.warning("prompts of %d tokens and their answers go beyond max_pe = %d", lengths[-1], options.max_pe)

@@ -84,9 +84,16 @@ def test_lengths_are_thousands_of_tokens(keys: dict[str, Any], lengths: list[int
     assert found == lengths
 
 
-@pytest.mark.parametrize("keys", [{"max_pe": 8192, "min_k": 1, "max_k": 9}, {"max_pe": 512, "min_k": 1, "max_k": None}])
-def test_lengths_beyond_the_target_are_refused(keys: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="beyond max_pe"):
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"max_pe": 8192, "min_k": 1, "max_k": 9}, "9000 tokens is beyond max_pe = 8192"),
+        ({"max_pe": 512, "min_k": 1, "max_k": None}, "1000 tokens is beyond max_pe = 512"),
+        ({"max_pe": 1024, "min_k": 1, "max_k": None}, "1000 tokens, with 48 for its answer, is beyond max_pe = 1024"),
+    ],
+)
+def test_lengths_beyond_the_target_are_refused(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
         list(TASK.records(needle_options(gap=1, **keys), "needle"))
 
 
