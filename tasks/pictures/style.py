@@ -39,6 +39,8 @@ FILLS: tuple[dict[str, Any], ...] = (
     {"fillstyle": "full", "markerfacecolor": "white"},
     {"fillstyle": "left", "markerfacecoloralt": "white"},
     {"fillstyle": "bottom", "markerfacecoloralt": "white"},
+    {"fillstyle": "right", "markerfacecoloralt": "white"},
+    {"fillstyle": "top", "markerfacecoloralt": "white"},
 )
 """Keywords of markers that would else look the same."""
 

@@ -54,6 +54,15 @@ def test_the_original_models_loss_does_not_squeeze_the_others(tmp_path: Path) ->
     assert len(axis.lines) == len(settings) + 1
 
 
+def test_six_settings_of_a_method_are_told_apart(tmp_path: Path) -> None:
+    settings = [measured("dpi", [3.0 + n, 3.0 + n], [1, 0], [1, 0], [0, 0], local_window=n + 1) for n in range(6)]
+    figure = draw_frontier(comparison(tmp_path, settings))
+    assert figure is not None
+    points = [line for line in figure.axes[0].lines if str(line.get_label()).startswith("dpi")]
+    looks = {(p.get_fillstyle(), str(p.get_markerfacecolor()), str(p.get_markerfacecoloralt())) for p in points}
+    assert len(points) == len(looks) == len(settings)
+
+
 def test_without_complete_settings_there_is_no_picture(tmp_path: Path) -> None:
     nothing = measured("dpi", [], [], [], [])
     found = comparison(tmp_path, [nothing])
