@@ -333,11 +333,14 @@ def test_uninstalling_gives_the_forwards_back(model: PreTrainedModel, own: bool)
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
-def test_generation_with_a_static_cache(model: PreTrainedModel, recorder: _Recorder, options: dict[str, Any]) -> None:
+def test_generation(model: PreTrainedModel, recorder: _Recorder, options: dict[str, Any]) -> None:
     patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW)
     ids, mask = (x.to(DEVICE) for x in padded([40, 53]))
     asked = {"attention_mask": mask, "max_new_tokens": 30, "do_sample": False, **options}
-    expected = model.generate(ids, **asked)
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(decoding, "can_record", lambda device: False)
+        expected = model.generate(ids, **asked)
     assert recorder.recorded == 0
-    assert torch.equal(model.generate(ids, cache_implementation="static", **asked), expected)
-    assert (recorder.replayed >= 20) == (not options)  # beams move the cache at every step
+    for number, cache in enumerate(({"cache_implementation": "static"}, {}), start=1):
+        assert torch.equal(model.generate(ids, **cache, **asked), expected)
+        assert (recorder.replayed >= 20 * number) == (not options)  # beams move the cache at every step
