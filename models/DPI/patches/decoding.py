@@ -8,6 +8,7 @@ while the GPU works on this one's layers. The keys and values must stay where th
 
 import contextlib
 import functools
+import itertools
 import logging
 import threading
 import weakref
@@ -45,19 +46,48 @@ _PATIENCE = 2
 Planner = Callable[[Padding], Plan]
 
 
+class _Layers:
+    """The modules that a recording runs, and whether they are still what they were: asked at every step, so quickly."""
+
+    def __init__(self, base: nn.Module) -> None:
+        self._modules = list(base.modules())
+        self._parameters = [module._parameters for module in self._modules]
+        self._children = [module._modules for module in self._modules]
+        self._adapted: list[Any] = [module for module in self._modules if "_active_adapter" in vars(module)]
+        self._before = self._state()
+
+    def are_as_before(self) -> bool:
+        """Whether the recording still computes what they would."""
+        return self._before == self._state()
+
+    def are_watched(self) -> bool:
+        """Whether somebody waits for modules to be called, or for operators."""
+        return _has_any_global_hook() or torch._C._len_torch_dispatch_stack() > 0 or _are_watched(self._modules)
+
+    def _state(self) -> list[Any]:
+        """Where parameters and submodules are, and which of PEFT's adapters are active; values are read anew anyway."""
+        tensors = list(itertools.chain.from_iterable(map(dict.values, self._parameters)))
+        return [
+            *map(id, tensors),
+            *[x.data_ptr() for x in tensors if type(x) is nn.Parameter],  # other classes may have no address
+            *map(id, itertools.chain.from_iterable(map(dict.values, self._children))),
+            *[module.training for module in self._modules],
+            *[f"{x._active_adapter} {x._disable_adapters} {x.merged_adapters} {x.scaling}" for x in self._adapted],
+        ]
+
+
 @dataclass(eq=False)
 class _Recording:
     """Consecutive steps of one generation.
 
-    signature: what may not change between the steps. modules, state: the model's, see
-    `_state_of`. ids: the token that a recording reads. past: tokens in the cache before the last step. patience: steps
-    still to be run one by one. cache: whose; not kept alive. places, replay: None until there are such; replay runs the
-    layers on `ids`.
+    signature: what may not change between the steps. layers: the model's. ids: the token that a recording reads.
+    past: tokens in the cache before the last step. patience: steps still to be run one by one. cache: whose; not kept
+    alive. prepared, places, replay: what is written for a step, where it reads and writes, and what runs the layers on
+    `ids`; None until there are such.
     """
 
     signature: tuple[Any, ...]
-    modules: list[nn.Module]
-    state: list[Any]
+    layers: _Layers
     ids: Tensor
     past: int
     patience: int
@@ -232,16 +262,16 @@ class RecordedDecoding:
             known.cache() is not cache
             or known.signature != signature
             or known.past + 1 != past  # a prefix that is used again
-            or known.state != _state_of(known.modules)
+            or not known.layers.are_as_before()
         ):
             known = self._of_thread.recording = None  # before its memory is needed
+        layers = _Layers(base) if known is None else known.layers
+        if layers.are_watched():
+            self._of_thread.recording = None
+            return None
         if known is None:
-            modules = list(base.modules())
-            state = _state_of(modules)
-            if state is None:
-                return None
             patience = 0 if _is_static(cache) else _PATIENCE
-            known = _Recording(signature, modules, state, input_ids.clone(), past, patience)
+            known = _Recording(signature, layers, input_ids.clone(), past, patience)
             itself = weakref.ref(known)
             known.cache = weakref.ref(cache, lambda _: _forget(itself))
             self._of_thread.recording = known
@@ -319,27 +349,6 @@ def _hidden(stock: Callable[..., Any], input_ids: Tensor, cache: Any, forward_pa
     output = stock(input_ids=input_ids, use_cache=True, **{caches.name_in(stock): cache, ARGUMENT: forward_pass})
     hidden: Tensor = output.last_hidden_state
     return hidden
-
-
-def _state_of(modules: list[nn.Module]) -> list[Any] | None:
-    """What a recording of these modules depends on besides the values of their parameters, or None if it would hide
-    something from somebody. Compared at every step, so it is quick.
-
-    It is where parameters and submodules are, and which adapters of PEFT are active.
-    """
-    if _has_any_global_hook() or torch._C._len_torch_dispatch_stack() or _are_watched(modules):
-        return None
-    state: list[Any] = []
-    for module in modules:
-        for parameter in module._parameters.values():
-            # Of a tensor of a class of its own the identity: it may have no address.
-            state.append(parameter.data_ptr() if type(parameter) is nn.Parameter else id(parameter))
-        state += map(id, module._modules.values())
-        state.append(module.training)
-        if "_active_adapter" in vars(module):
-            own: Any = module
-            state.append(f"{own._active_adapter} {own._disable_adapters} {own.merged_adapters} {own.scaling}")
-    return state
 
 
 def _are_watched(modules: list[nn.Module]) -> bool:
