@@ -40,20 +40,22 @@ class GrowingLayer(DynamicLayer):
         """(B, Hkv, T, D) each -> all keys and values."""
         room = room_of(self)
         if room is None or room.left < key_states.shape[2] or torch.is_grad_enabled():
-            found: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
-            return found
+            return super().update(key_states, value_states, *args, **kwargs)
         for memory, new in ((room.keys, key_states), (room.values, value_states)):
-            if new.dtype != memory.dtype or new.shape[:2] != memory.shape[:2]:  # the stock layer says what is wrong
-                return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
+            fits = (*new.shape[:2], new.shape[3]) == (*memory.shape[:2], memory.shape[3])
+            if not fits or new.dtype != memory.dtype:  # the stock layer does what it does, or says what is wrong
+                return super().update(key_states, value_states, *args, **kwargs)
         last = room.used + key_states.shape[2]
         room.keys[:, :, room.used : last] = key_states
         room.values[:, :, room.used : last] = value_states
-        _hold(self, room, last)
-        return self.keys, self.values
+        return _hold(self, room, last)
 
 
 class _InPlaceLayer(StaticLayer):
     """A layer of memory that exists, written at a place that the GPU reads: `place`, () int64."""
+
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, keys: Tensor, values: Tensor, place: Tensor) -> None:
         super().__init__(max_cache_len=keys.shape[2])
@@ -90,11 +92,12 @@ class Places:
         layers: list[Any] = cache.layers
         if isinstance(cache, StaticCache):
             lengths = tuple(layer.cumulative_length for layer in layers)
-            twins = [_InPlaceLayer(layer.keys, layer.values, layer.cumulative_length) for layer in layers]
+            twins: list[Any] = [_InPlaceLayer(layer.keys, layer.values, layer.cumulative_length) for layer in layers]
             return cls(Cache(layers=twins), lengths=lengths, addresses=_addresses(layers))
         rooms = tuple(_make_room(layer) for layer in layers)
         place = torch.zeros((), dtype=torch.int64, device=rooms[0].keys.device)
-        return cls(Cache(layers=[_InPlaceLayer(room.keys, room.values, place) for room in rooms]), rooms=rooms)
+        twins = [_InPlaceLayer(room.keys, room.values, place) for room in rooms]
+        return cls(Cache(layers=twins), rooms=rooms)
 
     def are_of(self, cache: Cache) -> bool:
         """Whether they are still the cache's, and have room for a token."""
@@ -124,31 +127,26 @@ class Places:
 
 def can_grow(cache: object, layers: int) -> bool:
     """Whether a cache is a plain dynamic one of so many layers, with tokens in all."""
+    if type(cache) is not DynamicCache or cache.offloading or len(cache.layers) != layers:
+        return False
+    held: list[Any] = cache.layers
     return (
-        type(cache) is DynamicCache
-        and not cache.offloading
-        and len(cache.layers) == layers
-        and all(type(x) in (DynamicLayer, GrowingLayer) and x.is_initialized for x in cache.layers)
-        and len({tuple(x.keys.shape) for x in cache.layers}) == 1
-        and cache.layers[0].keys.ndim == 4
+        all(type(layer) in (DynamicLayer, GrowingLayer) and layer.is_initialized for layer in held)
+        and len({layer.keys.shape for layer in held}) == 1
+        and held[0].keys.ndim == 4
     )
 
 
 def room_of(layer: Any) -> Room | None:
     """The room whose tokens are all that a layer holds, where it can be written."""
     keys, values = layer.keys, layer.values
-    room: Room | None = getattr(keys, _ATTRIBUTE, None)
-    if (
-        room is None
-        or getattr(values, _ATTRIBUTE, None) is not room
-        or keys.shape[2] != room.used
-        or values.shape[2] != room.used
-        or keys.data_ptr() != room.keys.data_ptr()
-        or values.data_ptr() != room.values.data_ptr()
-        or (room.keys.is_inference() and not torch.is_inference_mode_enabled())
-    ):
+    room: Any = getattr(keys, _ATTRIBUTE, None)
+    if not isinstance(room, Room) or getattr(values, _ATTRIBUTE, None) is not room:
         return None
-    return room
+    whole = keys.shape[2] == room.used == values.shape[2]
+    there = keys.data_ptr() == room.keys.data_ptr() and values.data_ptr() == room.values.data_ptr()
+    writable = torch.is_inference_mode_enabled() or not room.keys.is_inference()
+    return room if whole and there and writable else None
 
 
 def _make_room(layer: Any) -> Room:
@@ -157,7 +155,7 @@ def _make_room(layer: Any) -> Room:
     if room is None or not room.left:
         layer.__class__ = GrowingLayer
         used = layer.keys.shape[2]
-        del room
+        room = None
         layer.keys = _with_room(layer.keys)  # the memory of one is free before the other's is taken
         layer.values = _with_room(layer.values)
         room = Room(layer.keys, layer.values, used)
@@ -173,12 +171,14 @@ def _with_room(x: Tensor) -> Tensor:
     return memory
 
 
-def _hold(layer: Any, room: Room, tokens: int) -> None:
-    """Let a layer hold the first tokens of its room."""
+def _hold(layer: Any, room: Room, tokens: int) -> tuple[Tensor, Tensor]:
+    """Let a layer hold the first tokens of its room, and return them."""
     room.used = tokens
-    layer.keys, layer.values = room.keys[:, :, :tokens], room.values[:, :, :tokens]
-    setattr(layer.keys, _ATTRIBUTE, room)
-    setattr(layer.values, _ATTRIBUTE, room)
+    keys, values = room.keys[:, :, :tokens], room.values[:, :, :tokens]
+    setattr(keys, _ATTRIBUTE, room)
+    setattr(values, _ATTRIBUTE, room)
+    layer.keys, layer.values = keys, values
+    return keys, values
 
 
 def _addresses(layers: list[Any]) -> tuple[int, ...]:
