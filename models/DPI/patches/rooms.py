@@ -140,7 +140,7 @@ def can_grow(cache: object, layers: int) -> bool:
 def room_of(layer: Any) -> Room | None:
     """The room whose tokens are all that a layer holds, where it can be written."""
     keys, values = layer.keys, layer.values
-    room: Any = getattr(keys, _ATTRIBUTE, None)
+    room = getattr(keys, _ATTRIBUTE, None)
     if not isinstance(room, Room) or getattr(values, _ATTRIBUTE, None) is not room:
         return None
     whole = keys.shape[2] == room.used == values.shape[2]
@@ -151,15 +151,16 @@ def room_of(layer: Any) -> Room | None:
 
 def _make_room(layer: Any) -> Room:
     """The room of a layer, with place for a token at least; the layer is a growing one from then on."""
-    room = room_of(layer)
-    if room is None or not room.left:
-        layer.__class__ = GrowingLayer
-        used = layer.keys.shape[2]
-        room = None
-        layer.keys = _with_room(layer.keys)  # the memory of one is free before the other's is taken
-        layer.values = _with_room(layer.values)
-        room = Room(layer.keys, layer.values, used)
-        _hold(layer, room, used)
+    found = room_of(layer)
+    if found is not None and found.left:
+        return found
+    del found
+    layer.__class__ = GrowingLayer
+    used = layer.keys.shape[2]
+    layer.keys = _with_room(layer.keys)  # the memory of one is free before the other's is taken
+    layer.values = _with_room(layer.values)
+    room = Room(layer.keys, layer.values, used)
+    _hold(layer, room, used)
     return room
 
 
