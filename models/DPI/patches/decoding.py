@@ -10,6 +10,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import operator
 import threading
 import weakref
 from collections.abc import Callable
@@ -51,27 +52,37 @@ class _Layers:
 
     def __init__(self, base: nn.Module) -> None:
         self._modules = list(base.modules())
-        self._parameters = [module._parameters for module in self._modules]
-        self._children = [module._modules for module in self._modules]
+        self._own = [vars(module) for module in self._modules]
+        self._hooks = [own[name] for own in self._own for name in ("_forward_hooks", "_forward_pre_hooks")]
+        self._members = [own[name] for own in self._own for name in ("_parameters", "_modules")]
         self._adapted: list[Any] = [module for module in self._modules if "_active_adapter" in vars(module)]
-        self._before = self._state()
+        self._before = self._everything()
+        # Those of other classes may have no address.
+        self._parameters = [x for x in self._before if type(x) is nn.Parameter]
+        self._state = self._state_now()
 
     def are_as_before(self) -> bool:
-        """Whether the recording still computes what they would."""
-        return self._before == self._state()
+        """Whether the recording still computes what they would: parameters' values are read anew anyway."""
+        now = self._everything()
+        same = len(now) == len(self._before) and all(map(operator.is_, now, self._before))
+        return same and self._state == self._state_now()
 
     def are_watched(self) -> bool:
         """Whether somebody waits for modules to be called, or for operators."""
-        return _has_any_global_hook() or torch._C._len_torch_dispatch_stack() > 0 or _are_watched(self._modules)
+        if _has_any_global_hook() or torch._C._len_torch_dispatch_stack():
+            return True
+        some = any(self._hooks) or any("_hf_hook" in own for own in self._own)
+        return some and _are_watched(self._modules)
 
-    def _state(self) -> list[Any]:
-        """Where parameters and submodules are, and which of PEFT's adapters are active; values are read anew anyway."""
-        tensors = list(itertools.chain.from_iterable(map(dict.values, self._parameters)))
+    def _everything(self) -> list[Any]:
+        """Parameters and submodules."""
+        return list(itertools.chain.from_iterable(map(dict.values, self._members)))
+
+    def _state_now(self) -> list[Any]:
+        """Where parameters are, which modules train, and which of PEFT's adapters are active."""
         return [
-            *map(id, tensors),
-            *[x.data_ptr() for x in tensors if type(x) is nn.Parameter],  # other classes may have no address
-            *map(id, itertools.chain.from_iterable(map(dict.values, self._children))),
-            *[module.training for module in self._modules],
+            *map(Tensor.data_ptr, self._parameters),
+            *[own["training"] for own in self._own],
             *[f"{x._active_adapter} {x._disable_adapters} {x.merged_adapters} {x.scaling}" for x in self._adapted],
         ]
 

@@ -118,7 +118,10 @@ def test_changes_from_outside(change: Callable[[Any], Any]) -> None:
     assert places.are_of(cache)
     for x in (cache, stock):
         change(x)
-    assert not places.are_of(cache)
+    if change is _reset and stock.get_seq_length():  # before transformers 5.18 it only writes zeros
+        assert not any(x.any() for x in held(cache))
+    else:
+        assert not places.are_of(cache)
     new = some(1, batch={"_repeat": 4, "_select": 1}.get(change.__name__, 2))
     for x in (cache, stock):
         add(x, *new)
@@ -235,6 +238,11 @@ def _data(model_: Any, cache: Any) -> None:
     layer.weight.data = layer.weight.data * 1.5
 
 
+def _hook(model_: Any, cache: Any) -> None:
+    """Somebody who changes what a module returns."""
+    model_.model.layers[1].mlp.register_forward_hook(lambda module, inputs, output: output * 0.5)
+
+
 def _module(model_: Any, cache: Any) -> None:
     old = model_.model.layers[1].self_attn.o_proj
     new = nn.Linear(old.in_features, old.out_features, bias=False, dtype=old.weight.dtype, device=old.weight.device)
@@ -250,6 +258,7 @@ BETWEEN: dict[str, Callable[[Any, Any], None]] = {
     "weight": _adapt,
     "weight's data": _data,
     "module": _module,
+    "hook": _hook,
 }
 
 
@@ -283,8 +292,8 @@ def test_replayed_steps_are_the_steps(model: PreTrainedModel, recorder: _Recorde
         expected = play(twin, ids, BETWEEN[between])
     assert recorder.recorded == 0
     torch.testing.assert_close(play(model, ids, BETWEEN[between]), expected, rtol=0, atol=4e-3)
-    assert recorder.recorded == (1 if between == "nothing" else 2)
-    assert recorder.replayed >= 4
+    assert recorder.recorded == (1 if between in ("nothing", "hook") else 2)
+    assert recorder.replayed >= (3 if between == "hook" else 4)
 
 
 @torch.no_grad()
