@@ -2,8 +2,9 @@
 
 The model has Llama-3-8B's shape and random weights. Prefill is one forward pass over the prompt with a cache, decoding
 the steps after it, both by the clock on the wall; the stock model attends through PyTorch's SDPA, once as that chooses
-and once through its FlashAttention. "Recorded" is decoding with a static cache, see `models/DPI/patches/decoding.py`; with
-a dynamic one steps are replayed, too, where the fused kernels run, but not those "one by one", whose layers are watched.
+and once through its FlashAttention. Where the fused kernels run, decoding steps are replayed, see
+`models/DPI/patches/decoding.py`: with the default dynamic cache, and with a static one ("recorded"). "One by one" they
+are not, because somebody watches the layers.
 """
 
 import argparse

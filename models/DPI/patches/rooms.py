@@ -140,10 +140,10 @@ def can_grow(cache: object, layers: int) -> bool:
 def room_of(layer: Any) -> Room | None:
     """The room whose tokens are all that a layer holds, where it can be written."""
     keys, values = layer.keys, layer.values
-    known: object = getattr(keys, _ATTRIBUTE, None)
-    if not isinstance(known, Room) or getattr(values, _ATTRIBUTE, None) is not known:
+    room: Room | None = getattr(keys, _ATTRIBUTE, None)
+    shared = getattr(values, _ATTRIBUTE, None) is room
+    if room is None or not shared:
         return None
-    room: Room = known
     whole = keys.shape[2] == room.used == values.shape[2]
     there = keys.data_ptr() == room.keys.data_ptr() and values.data_ptr() == room.values.data_ptr()
     writable = torch.is_inference_mode_enabled() or not room.keys.is_inference()
