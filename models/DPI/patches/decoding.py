@@ -8,9 +8,7 @@ while the GPU works on this one's layers. The keys and values must stay where th
 
 import contextlib
 import functools
-import itertools
 import logging
-import operator
 import threading
 import weakref
 from collections.abc import Callable
@@ -19,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -30,6 +27,7 @@ from models.DPI.attention.prepared import PreparedStep, StepLayout
 from models.DPI.patches import caches
 from models.DPI.patches.families import head_dim_of, kv_heads_of
 from models.DPI.patches.forward_pass import ARGUMENT, ForwardPass
+from models.DPI.patches.layers import Layers, are_watched
 from models.DPI.patches.rooms import Places, can_grow
 from models.DPI.planning import Padding
 
@@ -47,46 +45,6 @@ _PATIENCE = 2
 Planner = Callable[[Padding], Plan]
 
 
-class _Layers:
-    """The modules that a recording runs, and whether they are still what they were: asked at every step, so quickly."""
-
-    def __init__(self, base: nn.Module) -> None:
-        self._modules = list(base.modules())
-        self._own = [vars(module) for module in self._modules]
-        self._hooks = [own[name] for own in self._own for name in ("_forward_hooks", "_forward_pre_hooks")]
-        self._members = [own[name] for own in self._own for name in ("_parameters", "_modules")]
-        self._adapted: list[Any] = [module for module in self._modules if "_active_adapter" in vars(module)]
-        self._before = self._everything()
-        # Those of other classes may have no address.
-        self._parameters = [x for x in self._before if type(x) is nn.Parameter]
-        self._state = self._state_now()
-
-    def are_as_before(self) -> bool:
-        """Whether the recording still computes what they would: parameters' values are read anew anyway."""
-        now = self._everything()
-        same = len(now) == len(self._before) and all(map(operator.is_, now, self._before))
-        return same and self._state == self._state_now()
-
-    def are_watched(self) -> bool:
-        """Whether somebody waits for modules to be called, or for operators."""
-        if _has_any_global_hook() or torch._C._len_torch_dispatch_stack():
-            return True
-        some = any(self._hooks) or any("_hf_hook" in own for own in self._own)
-        return some and _are_watched(self._modules)
-
-    def _everything(self) -> list[Any]:
-        """Parameters and submodules."""
-        return list(itertools.chain.from_iterable(map(dict.values, self._members)))
-
-    def _state_now(self) -> list[Any]:
-        """Where parameters are, which modules train, and which of PEFT's adapters are active."""
-        return [
-            *map(Tensor.data_ptr, self._parameters),
-            *[own["training"] for own in self._own],
-            *[f"{x._active_adapter} {x._disable_adapters} {x.merged_adapters} {x.scaling}" for x in self._adapted],
-        ]
-
-
 @dataclass(eq=False)
 class _Recording:
     """Consecutive steps of one generation.
@@ -98,7 +56,7 @@ class _Recording:
     """
 
     signature: tuple[Any, ...]
-    layers: _Layers
+    layers: Layers
     ids: Tensor
     past: int
     patience: int
@@ -180,7 +138,7 @@ class RecordedDecoding:
             and can_record(parameter.device)
             and not plan.plain
             and {p.device for p in base.parameters()} == {parameter.device}
-            and not _are_watched(list(base.modules()))
+            and not are_watched(list(base.modules()))
             and _decodes_fused(base, plan, attn_impl, parameter.device, parameter.dtype)
         )
 
@@ -276,7 +234,7 @@ class RecordedDecoding:
             or not known.layers.are_as_before()
         ):
             known = self._of_thread.recording = None  # before its memory is needed
-        layers = _Layers(base) if known is None else known.layers
+        layers = Layers(base) if known is None else known.layers
         if layers.are_watched():
             self._of_thread.recording = None
             return None
@@ -360,17 +318,3 @@ def _hidden(stock: Callable[..., Any], input_ids: Tensor, cache: Any, forward_pa
     output = stock(input_ids=input_ids, use_cache=True, **{caches.name_in(stock): cache, ARGUMENT: forward_pass})
     hidden: Tensor = output.last_hidden_state
     return hidden
-
-
-def _are_watched(modules: list[nn.Module]) -> bool:
-    """Whether somebody waits for a module to be called, accelerate included. Asked at every step, so it is quick."""
-    return any(
-        (module._forward_hooks or module._forward_pre_hooks or "_hf_hook" in vars(module)) and _is_watched(module)
-        for module in modules
-    )
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """transformers' own hooks collect nothing unless a pass asks for it."""
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return "_hf_hook" in vars(module) or any(getattr(h, "__name__", "") != "output_capturing_hook" for h in hooks)
