@@ -141,8 +141,7 @@ def room_of(layer: Any) -> Room | None:
     """The room whose tokens are all that a layer holds, where it can be written."""
     keys, values = layer.keys, layer.values
     room: Room | None = getattr(keys, _ATTRIBUTE, None)
-    shared = getattr(values, _ATTRIBUTE, None) is room
-    if room is None or not shared:
+    if room is None:
         return None
     whole = keys.shape[2] == room.used == values.shape[2]
     there = keys.data_ptr() == room.keys.data_ptr() and values.data_ptr() == room.values.data_ptr()
@@ -178,7 +177,6 @@ def _hold(layer: Any, room: Room, tokens: int) -> tuple[Tensor, Tensor]:
     room.used = tokens
     keys, values = room.keys[:, :, :tokens], room.values[:, :, :tokens]
     setattr(keys, _ATTRIBUTE, room)
-    setattr(values, _ATTRIBUTE, room)
     layer.keys, layer.values = keys, values
     return keys, values
 

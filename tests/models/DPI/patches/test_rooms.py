@@ -98,6 +98,10 @@ def _of_keys_only(cache: Any) -> Any:
     cache.layers[0].keys = cache.layers[0].keys.clone()
 
 
+def _of_values_only(cache: Any) -> Any:
+    cache.layers[1].values = cache.layers[1].values * 2
+
+
 def _reset(cache: Any) -> Any:
     cache.reset()
 
@@ -108,7 +112,7 @@ def _swap_memory(cache: Any) -> Any:
 
 @pytest.mark.parametrize(
     "change",
-    [_crop, _reorder, _repeat, _select, _replace, _of_keys_only, _reset, _swap_memory],
+    [_crop, _reorder, _repeat, _select, _replace, _of_keys_only, _of_values_only, _reset, _swap_memory],
     ids=lambda f: f.__name__,
 )
 @torch.no_grad()
@@ -187,11 +191,14 @@ def test_memory_of_inference_mode_is_left_behind() -> None:
 def test_gradients_go_through_the_stock_layer() -> None:
     with torch.no_grad():
         cache, _ = pair(7)
+    room = room_of(cache.layers[0])
+    assert room is not None
     key, value = (x.requires_grad_() for x in some(1))
     found = cache.update(key, value, 0)
     (found[0].sum() + found[1].sum()).backward()
     assert key.grad is not None
     assert value.grad is not None
+    assert not room.keys.requires_grad  # or the room would hold on to the pass
 
 
 @torch.no_grad()
