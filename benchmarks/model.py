@@ -2,7 +2,9 @@
 
 The model has Llama-3-8B's shape and random weights. Prefill is one forward pass over the prompt with a cache, decoding
 the steps after it, both by the clock on the wall; the stock model attends through PyTorch's SDPA, once as that chooses
-and once through its FlashAttention. "Recorded" is decoding with a static cache, see `models/DPI/patches/decoding.py`.
+and once through its FlashAttention. Where the fused kernels run, decoding steps are replayed, see
+`models/DPI/patches/decoding.py`: with the default dynamic cache, and with a static one ("recorded"). "One by one" they
+are not, because somebody watches the layers.
 """
 
 import argparse
@@ -10,6 +12,7 @@ import json
 import statistics
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +29,13 @@ from models.DPI.methods import METHODS, build_method
 from models.DPI.patches.Llama import install, uninstall
 
 WINDOW = 8192
+# Tokens that are not timed: kernels are compiled, and steps recorded.
+WARM_UP = 6
 # Method, what is said of its parameters behind its label, parameters.
 SETTINGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("dpi", " chunk-free", {"chunk_coe": 1, "local_window": 2048}),
     ("dpi", " chunk-free, recorded", {"chunk_coe": 1, "local_window": 2048}),
+    ("dpi", " chunk-free, one by one", {"chunk_coe": 1, "local_window": 2048}),
     ("dpi", " chunks of 3,000", {"chunk_coe": 3000, "local_window": 128}),
     ("dpi", " chunks of 3,000, noise", {"chunk_coe": 3000, "local_window": 128, "noise_type": "gaussian"}),
     ("repro_se", "", {"group_size": 32, "window_size": 2048}),
@@ -78,8 +84,8 @@ def build_model(layers: int) -> LlamaForCausalLM:
 
 @torch.no_grad()
 def measure(name: str, model: LlamaForCausalLM, ids: Tensor, steps: int, repeats: int) -> Result:
-    """Medians over `repeats` prefills after a first one, and over `steps` tokens after the first three."""
-    room = ids.shape[1] + steps + 3
+    """Medians over `repeats` prefills after a first one, and over `steps` tokens after the first ones."""
+    room = ids.shape[1] + steps + WARM_UP
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     prefills = []
     peak = 0
@@ -98,14 +104,20 @@ def measure(name: str, model: LlamaForCausalLM, ids: Tensor, steps: int, repeats
             del out, cache  # or the next peak would hold two caches
     token = out.logits[:, -1:].argmax(-1)
     times = []
-    for _ in range(steps + 3):
-        start = time.perf_counter()
-        token = model(token, past_key_values=cache).logits[:, -1:].argmax(-1)
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+    watcher = model.model.layers[0].register_forward_hook(lambda *_: None) if "one by one" in name else nullcontext()
+    with watcher:
+        for _ in range(steps + WARM_UP):
+            start = time.perf_counter()
+            token = model(token, past_key_values=cache).logits[:, -1:].argmax(-1)
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
     gib = 1 << 30
     return Result(
-        name, statistics.median(prefills[1:]), statistics.median(times[3:]) * 1e3, peak / gib, (peak - weights) / gib
+        name,
+        statistics.median(prefills[1:]),
+        statistics.median(times[WARM_UP:]) * 1e3,
+        peak / gib,
+        (peak - weights) / gib,
     )
 
 
@@ -147,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         name = METHODS[method].label + said
         if options.only not in name:
             continue
-        target = options.length + options.steps + 3
+        target = options.length + options.steps + WARM_UP
         install(model, build_method(method, params, WINDOW, target), WINDOW, attn_impl=options.attn_impl)
         results.append(measure(name, model, ids, options.steps, options.repeats))
         uninstall(model)

@@ -72,6 +72,11 @@ class Padding:
             return cls(None, past, new, batch_size)
         return cls(pairs, past, new, batch_size)
 
+    def following(self) -> "Padding":
+        """With one more real token in every row, which is fed next."""
+        spans = None if self.spans is None else tuple((left, length + 1) for left, length in self.spans)
+        return Padding(spans, self.past + self.new, 1, self.batch_size)
+
     def rows(self) -> dict[tuple[int, int], list[int]]:
         """Rows of the batch by their span."""
         if self.spans is None:

@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, StaticCache
 from transformers.generation.configuration_utils import GenerationMode
 
 from models.DPI.attention import api
+from models.DPI.attention.bands import Plan
 from models.DPI.methods import AUTO, Method, Rope, check_window
 from models.DPI.patches import caches
 from models.DPI.patches.decoding import RecordedDecoding
@@ -256,7 +257,7 @@ class Installation:
             kwargs |= dict(zip(inspect.signature(stock).parameters, args, strict=False))
         forward_pass = self._begin(base, kwargs)
         with forward_pass.run():
-            output = self.decoding.run(base, stock, forward_pass, kwargs)
+            output = self.decoding.run(base, stock, forward_pass, kwargs, self._plan)
         found = output if isinstance(output, tuple) else (caches.cache_in(output),)
         for cache in found:
             caches.mark(cache, self.owner, running_owner)
@@ -295,6 +296,9 @@ class Installation:
             )
         return stock(mode, *args, **kwargs)
 
+    def _plan(self, padding: Padding) -> Plan:
+        return make_plan(self.method, self.rope, padding, self.seed)
+
     def _begin(self, base: Any, kwargs: Mapping[str, Any]) -> ForwardPass:
         """The pass of a call with these arguments. Raises ValueError for arguments that no method can serve."""
         if base.config._attn_implementation != NAME:
@@ -326,7 +330,7 @@ class Installation:
         observed = _observed.get()
         return ForwardPass(
             self.owner,
-            make_plan(self.method, self.rope, padding, self.seed),
+            self.decoding.planned(padding) or self._plan(padding),
             padding,
             family=self.family,
             kinds=self.kinds,

@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import Cache, StaticCache
 from transformers.cache_utils import DynamicLayer, StaticLayer
 
+from models.DPI.patches.rooms import GrowingLayer
+
 NAMES = ("past_key_values", "cache")  # the second since transformers 5.24
 
 
@@ -50,7 +52,7 @@ def crop(cache: Cache, tokens: int, room: int, *, static: bool) -> bool:
         for layer in layers:
             layer.cumulative_length.fill_(tokens)  # in place: recorded steps read it
         return True
-    if not static and all(type(layer) is DynamicLayer for layer in layers):
+    if not static and all(type(layer) in (DynamicLayer, GrowingLayer) for layer in layers):
         for layer in layers:
             layer.keys, layer.values = layer.keys[:, :, :tokens], layer.values[:, :, :tokens]
         return True

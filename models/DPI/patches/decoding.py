@@ -1,14 +1,16 @@
 """Decoding from a CUDA graph: a token's way through the layers is recorded once and replayed for the tokens after it.
 
 Python takes several times as long for a step as the GPU does. Of what it prepares only the plan differs between tokens,
-and the recorded kernels read that from tensors, which are written anew for each token. The keys and values must stay
-where they are, so this needs a static cache (`generate(..., cache_implementation="static")`).
+and the recorded kernels read that from tensors, which are written anew for each token; the next token's plan is made
+while the GPU works on this one's layers. The keys and values must stay where they are: in a static cache
+(`generate(..., cache_implementation="static")`) they do, and a dynamic one gets memory in which it grows (`rooms`).
 """
 
 import contextlib
 import functools
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +23,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from models.DPI.attention import api, triton
 from models.DPI.attention.bands import Plan
-from models.DPI.attention.prepared import PreparedStep
+from models.DPI.attention.prepared import PreparedStep, StepLayout
 from models.DPI.patches import caches
 from models.DPI.patches.families import head_dim_of, kv_heads_of
 from models.DPI.patches.forward_pass import ARGUMENT, ForwardPass
+from models.DPI.patches.layers import Layers, are_watched
+from models.DPI.patches.rooms import Places, can_grow
+from models.DPI.planning import Padding
 
 logger = logging.getLogger(__name__)
 
@@ -33,24 +38,55 @@ _TAKEN = {"input_ids", *caches.NAMES, "attention_mask", "position_ids", "cache_p
 _USUAL = {"use_cache": True, "return_dict": True, "output_attentions": False, "output_hidden_states": False}
 
 
-@dataclass
-class _Recording:
-    """Consecutive steps of one generation. replay: None until the second step; it runs the layers on `ids`.
+# Steps of a dynamic cache run one by one before recording begins, which takes as long as two: who decodes a few tokens
+# only may crop or reorder the cache then.
+_PATIENCE = 2
 
-    signature: what may not change between the steps. past: tokens in the cache before the last of them. modules: those
-    whose hooks would not be called.
+Planner = Callable[[Padding], Plan]
+
+
+@dataclass(eq=False)
+class _Recording:
+    """Consecutive steps of one generation.
+
+    signature: what may not change between the steps. layers: the model's. ids: the token that a recording reads.
+    past: tokens in the cache before the last step. patience: steps still to be run one by one. cache: whose; not kept
+    alive. prepared, places, replay: what is written for a step, where it reads and writes, and what runs the layers on
+    `ids`; None until there are such.
     """
 
     signature: tuple[Any, ...]
-    prepared: PreparedStep
+    layers: Layers
     ids: Tensor
     past: int
-    modules: list[nn.Module]
+    patience: int
+    cache: Callable[[], Any] = lambda: None
+    prepared: PreparedStep | None = None
+    places: Places | None = None
     replay: Callable[[], Tensor] | None = None
+
+    def forget(self) -> None:
+        """Let go of the memory that the recording works on."""
+        self.prepared = self.places = self.replay = None
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """A plan made before it was asked for, and what the kernel reads of it."""
+
+    padding: Padding
+    plan: Plan
+    layout: StepLayout
+
+
+class _OfThread(threading.local):
+    recording: _Recording | None = None
+    ahead: _Ahead | None = None
 
 
 class RecordedDecoding:
-    """The base model's forward pass, replayed where it can be: one token per row, beyond the window, a static cache.
+    """The base model's forward pass, replayed where it can be: one token per row, beyond the window, with a cache whose
+    keys stay where they are.
 
     failed: recording was tried in vain, and is not tried again.
     """
@@ -58,22 +94,40 @@ class RecordedDecoding:
     def __init__(self) -> None:
         """Nothing is recorded yet."""
         self.failed = False
-        self._of_thread = threading.local()
+        self._of_thread = _OfThread()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is without recordings, which run the layers of the model that is copied."""
         return RecordedDecoding, ()
 
-    def run(self, base: nn.Module, stock: Callable[..., Any], forward_pass: ForwardPass, kwargs: dict[str, Any]) -> Any:
-        """The output of the base model. stock: its own forward pass, which also runs what is not replayed."""
+    def planned(self, padding: Padding) -> Plan | None:
+        """The plan of these tokens if it was made ahead: a plan depends on nothing else but the method."""
+        ahead = self._of_thread.ahead
+        return ahead.plan if ahead is not None and ahead.padding == padding else None
+
+    def run(
+        self,
+        base: nn.Module,
+        stock: Callable[..., Any],
+        forward_pass: ForwardPass,
+        kwargs: dict[str, Any],
+        planner: Planner,
+    ) -> Any:
+        """The output of the base model.
+
+        stock: its own forward pass, which also runs what is not replayed. planner: makes the plan of other tokens.
+        """
         input_ids: Tensor | None = kwargs.get("input_ids")
         cache: Any = caches.cache_in(kwargs)
+        ahead, self._of_thread.ahead = self._of_thread.ahead, None
         if input_ids is None or not self._fits(base, input_ids, cache, kwargs, forward_pass):
             self._of_thread.recording = None
             return stock(**kwargs, **{ARGUMENT: forward_pass})
-        whole = forward_pass.with_whole_cache()
-        with whole.run():
-            hidden = self._step(base, stock, input_ids, cache, whole)
+        known = self._known(base, input_ids, cache, forward_pass.padding.past)
+        if known is None:
+            return stock(**kwargs, **{ARGUMENT: forward_pass})
+        layout = ahead.layout if ahead is not None and ahead.plan is forward_pass.plan else None
+        hidden = self._step(known, base, stock, input_ids, cache, forward_pass, layout, planner)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
 
     def pays(self, base: nn.Module, plan: Plan, attn_impl: str) -> bool:
@@ -84,7 +138,7 @@ class RecordedDecoding:
             and can_record(parameter.device)
             and not plan.plain
             and {p.device for p in base.parameters()} == {parameter.device}
-            and not _are_watched(list(base.modules()))
+            and not are_watched(list(base.modules()))
             and _decodes_fused(base, plan, attn_impl, parameter.device, parameter.dtype)
         )
 
@@ -98,7 +152,7 @@ class RecordedDecoding:
             input_ids.shape[1] == 1
             and can_record(input_ids.device)
             and not self.failed
-            and _is_static(cache)
+            and (_is_static(cache) or can_grow(cache, base.config.num_hidden_layers))
             and len({layer.keys.device for layer in cache.layers}) == 1
             and cache.layers[0].keys.shape[1] == kv_heads_of(base.config)  # none elsewhere
             and forward_pass.has_one_plan
@@ -112,46 +166,112 @@ class RecordedDecoding:
             )
         )
 
-    def _step(self, base: Any, stock: Callable[..., Any], input_ids: Tensor, cache: Any, whole: ForwardPass) -> Tensor:
-        keys = cache.layers[0].keys
-        past = whole.padding.past
-        signature = (
-            tuple(input_ids.shape),
-            tuple(keys.shape),
-            torch.is_inference_mode_enabled(),
-            torch.is_autocast_enabled("cuda"),
-            *(x.data_ptr() for layer in cache.layers for x in (layer.keys, layer.values, layer.cumulative_length)),
-        )
-        known: _Recording | None = getattr(self._of_thread, "recording", None)
-        if known is not None and (
-            known.signature != signature or known.past + 1 != past or _are_watched(known.modules)
-        ):  # also where a prefix is used again: weights may have changed between generations
-            known = None
-        prepared = triton.prepare_step(
-            whole.plan,
-            len(input_ids),
-            base.config.num_attention_heads,
-            keys.shape[1],
-            keys.shape[3],
-            keys.device,
-            None if known is None else known.prepared,
-        )
-        if known is None or prepared.pieces is not known.prepared.pieces:
-            modules = list(base.modules())
-            self._of_thread.recording = None
-            if not _are_watched(modules):
-                self._of_thread.recording = _Recording(signature, prepared, input_ids.clone(), past, modules)
-            return _hidden(stock, input_ids, cache, whole)  # compiles the kernels
-        known.prepared, known.past = prepared, past
+    def _step(
+        self,
+        known: _Recording,
+        base: Any,
+        stock: Callable[..., Any],
+        input_ids: Tensor,
+        cache: Any,
+        forward_pass: ForwardPass,
+        layout: StepLayout | None,
+        planner: Planner,
+    ) -> Tensor:
+        """The hidden states of a step that fits. layout: of its plan, if that was made ahead."""
+        before = known.prepared
+        shape = _shape_of(base, cache, len(input_ids))
+        prepared = known.prepared = triton.prepare_step(forward_pass.plan, *shape, before, layout)
+        if before is None or prepared.pieces is not before.pieces:
+            known.replay = None
+        if known.patience:
+            known.patience -= 1
+            return _hidden(stock, input_ids, cache, forward_pass)
+        fresh = before is None or prepared.pieces is not before.pieces or known.places is None
+        if known.places is None:
+            known.places = Places.of(cache)
+        places = known.places
         known.ids.copy_(input_ids)
+        places.begin(known.past)
+        whole = forward_pass.with_whole_cache()
+
+        def layers() -> Tensor:
+            with whole.run():
+                hidden = _hidden(stock, known.ids, places.cache, whole)
+            places.move_on()
+            return hidden
+
+        if fresh:
+            hidden = layers()  # compiles the kernels
+            places.end(cache)
+            return hidden
         if known.replay is None:
             try:
-                known.replay = record(lambda: _hidden(stock, known.ids, cache, whole), keys.device)
+                known.replay = record(layers, known.ids.device)
             except RuntimeError as error:  # a layer that waits for the GPU, say; nothing has run
                 logger.warning("decoding is not recorded, steps run one by one: %s", str(error).splitlines()[0])
                 self.failed, self._of_thread.recording = True, None
-                return _hidden(stock, input_ids, cache, whole)
-        return known.replay().clone()
+                hidden = layers()
+                places.end(cache)
+                return hidden
+        hidden = known.replay().clone()
+        places.end(cache)
+        self._plan_ahead(forward_pass.padding, planner, shape, prepared)
+        return hidden
+
+    def _known(self, base: nn.Module, input_ids: Tensor, cache: Any, past: int) -> _Recording | None:
+        """The recording that this step goes on with, or a new one; None where somebody watches the layers."""
+        signature = (
+            tuple(input_ids.shape),
+            input_ids.device,
+            torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled("cuda"),
+        )
+        known = self._of_thread.recording
+        if known is not None and (
+            known.cache() is not cache
+            or known.signature != signature
+            or known.past + 1 != past  # a prefix that is used again
+            or not known.layers.are_as_before()
+        ):
+            known = self._of_thread.recording = None  # before its memory is needed
+        layers = Layers(base) if known is None else known.layers
+        if layers.are_watched():
+            self._of_thread.recording = None
+            return None
+        if known is None:
+            patience = 0 if _is_static(cache) else _PATIENCE
+            known = _Recording(signature, layers, input_ids.clone(), past, patience)
+            itself = weakref.ref(known)
+            known.cache = weakref.ref(cache, lambda _: _forget(itself))
+            self._of_thread.recording = known
+        known.past = past
+        if known.places is not None and not known.places.are_of(cache):
+            known.forget()
+        return known
+
+    def _plan_ahead(self, padding: Padding, planner: Planner, shape: "_Shape", prepared: PreparedStep) -> None:
+        """Make the next token's plan: the GPU is at work on this one's layers."""
+        following = padding.following()
+        with contextlib.suppress(ValueError, RuntimeError):  # that pass says it, if it is ever asked for
+            plan = planner(following)
+            if plan.rows:
+                self._of_thread.ahead = _Ahead(following, plan, triton.lay_out_step(plan, *shape, prepared))
+
+
+_Shape = tuple[int, int, int, int, torch.device]
+
+
+def _shape_of(base: Any, cache: Any, batch: int) -> _Shape:
+    """Rows, heads, key heads, components of a head and the device, as `triton.prepare_step` takes them."""
+    keys: Tensor = cache.layers[0].keys
+    return batch, base.config.num_attention_heads, keys.shape[1], keys.shape[3], keys.device
+
+
+def _forget(recording: "weakref.ref[_Recording]") -> None:
+    """The cache is gone, and what was recorded on its memory goes, too."""
+    known = recording()
+    if known is not None:
+        known.forget()
 
 
 def _decodes_fused(base: Any, plan: Plan, attn_impl: str, device: torch.device, dtype: torch.dtype) -> bool:
@@ -198,17 +318,3 @@ def _hidden(stock: Callable[..., Any], input_ids: Tensor, cache: Any, forward_pa
     output = stock(input_ids=input_ids, use_cache=True, **{caches.name_in(stock): cache, ARGUMENT: forward_pass})
     hidden: Tensor = output.last_hidden_state
     return hidden
-
-
-def _are_watched(modules: list[nn.Module]) -> bool:
-    """Whether somebody waits for a module to be called, accelerate included. Asked at every step, so it is quick."""
-    return any(
-        (module._forward_hooks or module._forward_pre_hooks or "_hf_hook" in vars(module)) and _is_watched(module)
-        for module in modules
-    )
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """transformers' own hooks collect nothing unless a pass asks for it."""
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return "_hf_hook" in vars(module) or any(getattr(h, "__name__", "") != "output_capturing_hook" for h in hooks)

@@ -18,7 +18,7 @@ from models.DPI.attention.cards import Card
 from models.DPI.attention.kernels.launching import power_of_2
 from models.DPI.attention.kernels.noise import period_of
 from models.DPI.attention.noise import POOL_SIZE
-from models.DPI.attention.prepared import PreparedStep
+from models.DPI.attention.prepared import PreparedStep, StepLayout
 from models.DPI.attention.tables import KeyPositions
 
 # Keys of a decoding tile.
@@ -105,6 +105,22 @@ def prepare_step(
     previous: of another token; its tensors are written anew and returned where their shapes and constants fit.
     multiple: of it is the number of programs for each key head, so that few tokens need another number.
     """
+    layout = lay_out_step(plan, batch, heads, kv_heads, head_dim, device, previous=previous, multiple=multiple)
+    return take_over(layout, device, previous)
+
+
+def lay_out_step(
+    plan: Plan,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    device: torch.device,
+    *,
+    previous: PreparedStep | None = None,
+    multiple: int = 1,
+) -> StepLayout:
+    """The part of `prepare_step` that is done on the host; `previous` is not changed."""
     rows, numbers, tables, relative, noisy = _lay_out(plan, batch, kv_heads, device)
     splits = -(-max(map(len, rows)) // multiple) * multiple
     if previous is not None:
@@ -112,11 +128,14 @@ def prepare_step(
     cos, sin = (table.data_ptr() for table in tables[0])
     idle = Piece(left=0, query=0, low=0, high=0, start=0, stop=0, step=1, cos=cos, sin=sin, period=-1, band=0)
     flat = [column for row in rows for record in row + [[*idle]] * (splits - len(row)) for column in record]
-    pieces = torch.tensor(flat).view(batch, splits, len(idle))  # flat, because nested lists take ten times as long
+    behind = _behind(len(flat))
+    data = torch.empty(behind + -(-numbers.numel() // 2), dtype=torch.int64, pin_memory=device.type == "cuda")
+    data[: len(flat)] = torch.tensor(flat)  # flat, because nested lists take ten times as long
+    data[behind:].view(torch.float32)[: numbers.numel()] = numbers.view(-1)
     half = tables[0][0].shape[1]
     card = cards.card_of(device)
     dependent = _starts_early(device, card)
-    planes, group, block_d = batch * kv_heads, heads // kv_heads, power_of_2(head_dim)
+    group, block_d = heads // kv_heads, power_of_2(head_dim)
     block_members = power_of_2(group)
     block_group = max(8, block_members)
     rest = head_dim - 2 * half
@@ -145,22 +164,45 @@ def prepare_step(
     }
     if dependent:
         options["launch_pdl"] = True
-    if previous is not None and previous.options == options and previous.pieces.shape == pieces.shape:
-        previous.pieces.copy_(pieces)
-        previous.numbers.copy_(numbers)
-        return replace(previous, key_tables=tables)
-    return PreparedStep(
-        pieces=pieces.to(device),
-        numbers=numbers.to(device),
-        parts=torch.empty(planes * splits * block_members * block_d, dtype=torch.float32, device=device),
-        log_totals=torch.empty(planes * splits * block_members, dtype=torch.float32, device=device),
-        arrivals=torch.zeros(planes, dtype=torch.int32, device=device),
+    return StepLayout(
+        data=data,
+        shape=(batch, splits, _COLUMNS),
+        columns=numbers.shape[1],
+        planes=batch * kv_heads,
+        block_members=block_members,
         block_d=block_d,
         block_half=block_half,
         block_rest=block_rest,
         noisy=noisy,
         options=options,
         key_tables=tables,
+    )
+
+
+def take_over(layout: StepLayout, device: torch.device, previous: PreparedStep | None) -> PreparedStep:
+    """The part of `prepare_step` that is done on the device: one copy, which nobody waits for."""
+    if previous is not None and previous.options == layout.options and previous.pieces.shape == layout.shape:
+        previous.data.copy_(layout.data, non_blocking=True)
+        return replace(previous, key_tables=layout.key_tables)
+    data = layout.data.to(device, non_blocking=True)
+    if data is layout.data:  # no other device, and another step may be written here
+        data = data.clone()
+    batch, splits, columns = layout.shape
+    size = batch * splits * columns
+    parts = layout.planes * splits * layout.block_members
+    return PreparedStep(
+        data=data,
+        pieces=data[:size].view(layout.shape),
+        numbers=data[_behind(size) :].view(torch.float32)[: batch * layout.columns].view(batch, layout.columns),
+        parts=torch.empty(parts * layout.block_d, dtype=torch.float32, device=device),
+        log_totals=torch.empty(parts, dtype=torch.float32, device=device),
+        arrivals=torch.zeros(layout.planes, dtype=torch.int32, device=device),
+        block_d=layout.block_d,
+        block_half=layout.block_half,
+        block_rest=layout.block_rest,
+        noisy=layout.noisy,
+        options=layout.options,
+        key_tables=layout.key_tables,
     )
 
 
@@ -210,6 +252,11 @@ def _lay_out(
             records[member] = of_row
             numbers[member, : len(row_numbers)] = row_numbers
     return records, numbers, key_tables, relative, noisy and plan.noise is not None
+
+
+def _behind(size: int) -> int:
+    """Where in a step's data the numbers begin, behind so many columns: at 16 bytes, or Triton would compile twice."""
+    return size + size % 2
 
 
 def _starts_early(device: torch.device, card: Card) -> bool:

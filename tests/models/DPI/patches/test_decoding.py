@@ -100,8 +100,23 @@ def steps(model: PreTrainedModel, ids: Tensor, prompt: int, cache: Cache, mask: 
     return torch.cat(out[1:], dim=1).float()
 
 
+def one_by_one(model: PreTrainedModel, ids: Tensor, prompt: int, mask: Tensor | None = None) -> Tensor:
+    """Logits of the same steps, none of which is recorded."""
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(decoding, "can_record", lambda device: False)
+        return steps(model, ids, prompt, DynamicCache(config=model.config), mask)
+
+
 def static(model: PreTrainedModel) -> StaticCache:
     return StaticCache(config=model.config, max_cache_len=ROOM)
+
+
+def dynamic(model: PreTrainedModel) -> DynamicCache:
+    return DynamicCache(config=model.config)
+
+
+MakeCache = Callable[[PreTrainedModel], Cache]
+CACHES = pytest.mark.parametrize("make_cache", [static, dynamic])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -109,7 +124,7 @@ def test_replayed_steps_are_the_steps(model: PreTrainedModel, recorder: _Recorde
     method, params = METHODS[name]
     patch.install(model, build_method(method, params, WINDOW), WINDOW, attn_impl="triton", seed=5)
     ids = tokens(1, 66)
-    expected = steps(model, ids, 57, DynamicCache(config=model.config))
+    expected = one_by_one(model, ids, 57)
     assert recorder.recorded == 0
     found = steps(model, ids, 57, static(model))
     torch.testing.assert_close(found, expected, rtol=0, atol=4e-3)
@@ -127,7 +142,7 @@ def test_heads_that_rotate_in_part(
     model = made.to(DEVICE)
     ids = tokens(1, 46)
     patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="reference")
-    expected = steps(model, ids, 41, DynamicCache(config=model.config))
+    expected = one_by_one(model, ids, 41)
     patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
     found = steps(model, ids, 41, static(model))
     torch.testing.assert_close(found, expected, rtol=0, atol=4e-3)
@@ -137,7 +152,7 @@ def test_heads_that_rotate_in_part(
 def test_rows_of_different_padding(model: PreTrainedModel, recorder: _Recorder) -> None:
     patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
     ids, mask = padded([47, 40, 53])
-    expected = steps(model, ids, 47, DynamicCache(config=model.config), mask)
+    expected = one_by_one(model, ids, 47, mask)
     found = steps(model, ids, 47, static(model), mask)
     torch.testing.assert_close(found, expected, rtol=0, atol=4e-3)
     assert recorder.replayed >= 4
@@ -146,7 +161,7 @@ def test_rows_of_different_padding(model: PreTrainedModel, recorder: _Recorder) 
 def test_a_generation_that_grows_beyond_the_window(model: PreTrainedModel, recorder: _Recorder) -> None:
     patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW)
     ids = tokens(1, 40)
-    expected = steps(model, ids, 30, DynamicCache(config=model.config))
+    expected = one_by_one(model, ids, 30)
     found = steps(model, ids, 30, static(model))
     torch.testing.assert_close(found, expected, rtol=0, atol=4e-3)
     assert recorder.replayed >= 5
@@ -156,7 +171,7 @@ def test_another_cache_is_recorded_anew(model: PreTrainedModel, recorder: _Recor
     patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
     first, second = tokens(1, 44), tokens(1, 44, seed=1)
     both = [static(model), static(model)]
-    expected = [steps(model, ids, 41, DynamicCache(config=model.config)) for ids in (first, second)]
+    expected = [one_by_one(model, ids, 41) for ids in (first, second)]
     with torch.no_grad():
         for ids, cache in zip((first, second), both, strict=True):
             model(ids[:, :41].to(DEVICE), past_key_values=cache)
@@ -173,7 +188,7 @@ def test_new_weights_reach_the_next_generation(model: PreTrainedModel, recorder:
     steps(model, ids, 41, cache)
     for parameter in model.parameters():
         parameter.data = parameter.data * 0.5  # elsewhere in memory
-    expected = steps(model, ids, 41, DynamicCache(config=model.config))
+    expected = one_by_one(model, ids, 41)
     cache.reset()
     torch.testing.assert_close(steps(model, ids, 41, cache), expected, rtol=0, atol=4e-3)
     assert recorder.recorded == 2
@@ -274,7 +289,7 @@ def test_what_cannot_be_recorded_runs_step_by_step(
     monkeypatch.setattr(decoding, "record", fail)
     patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
     ids = tokens(1, 46)
-    expected = steps(model, ids, 41, DynamicCache(config=model.config))
+    expected = one_by_one(model, ids, 41)
     torch.testing.assert_close(steps(model, ids, 41, static(model)), expected, rtol=0, atol=4e-3)
     steps(model, ids, 41, static(model))
     assert len(tries) == 1
@@ -318,11 +333,14 @@ def test_uninstalling_gives_the_forwards_back(model: PreTrainedModel, own: bool)
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
-def test_generation_with_a_static_cache(model: PreTrainedModel, recorder: _Recorder, options: dict[str, Any]) -> None:
+def test_generation(model: PreTrainedModel, recorder: _Recorder, options: dict[str, Any]) -> None:
     patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW)
     ids, mask = (x.to(DEVICE) for x in padded([40, 53]))
     asked = {"attention_mask": mask, "max_new_tokens": 30, "do_sample": False, **options}
-    expected = model.generate(ids, **asked)
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(decoding, "can_record", lambda device: False)
+        expected = model.generate(ids, **asked)
     assert recorder.recorded == 0
-    assert torch.equal(model.generate(ids, cache_implementation="static", **asked), expected)
-    assert (recorder.replayed >= 20) == (not options)  # beams move the cache at every step
+    for number, cache in enumerate(({"cache_implementation": "static"}, {}), start=1):
+        assert torch.equal(model.generate(ids, **cache, **asked), expected)
+        assert (recorder.replayed >= 20 * number) == (not options)  # beams move the cache at every step
