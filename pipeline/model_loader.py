@@ -80,6 +80,18 @@ def check_request(cfg: ExperimentConfig) -> None:
         check_installed()
 
 
+def without_devices(cfg: ExperimentConfig) -> ExperimentConfig:
+    """The configuration as this machine can judge it where another one runs it: that one has other devices.
+
+    Raises `UserError` for an implementation that no machine has.
+    """
+    from models.DPI.patches.Llama import check_implementation
+
+    with _mistakes():
+        check_implementation(cfg.attn_impl)
+    return cfg.model_copy(update={"device": None, "attn_impl": "auto"})
+
+
 def engine_key(cfg: ExperimentConfig) -> str:
     """What two experiments have in common that one loaded model serves."""
     return json.dumps({name: value for name, value in cfg.flat().items() if name in ENGINE_KEYS})
@@ -174,13 +186,16 @@ def check_method(cfg: ExperimentConfig, window: int | None, *, upper_bound: bool
         )
 
 
-def check_requests(experiments: Sequence[ExperimentConfig], path: Path) -> bool:
-    """`check_tensor_parallel`, `check_request` and `check_tracker` of all experiments of a file, which errors name."""
+def check_requests(experiments: Sequence[ExperimentConfig], path: Path, *, elsewhere: bool = False) -> bool:
+    """`check_tensor_parallel`, `check_request` and `check_tracker` of all experiments of a file, which errors name.
+
+    elsewhere: whether other machines run them, see `without_devices`.
+    """
     with said_of(str(path)):
         tensor_parallel = check_tensor_parallel(experiments)
     for cfg in experiments:
         with said_of(source_of(cfg, experiments, path)):
-            check_request(cfg)
+            check_request(without_devices(cfg) if elsewhere else cfg)
             check_tracker(cfg)
     return tensor_parallel
 

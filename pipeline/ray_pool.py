@@ -67,13 +67,11 @@ def check_launcher(experiments: Sequence[ExperimentConfig], path: Path, workers:
                     f"{source_of(cfg, experiments, path)}: --launcher ray gives each worker a GPU of its own, and "
                     f"{key} = {value!r}; leave {key} out"
                 )
-    if _address():  # the workers' machines may have what this one has not
-        experiments = [cfg.model_copy(update={"device": None, "attn_impl": "auto"}) for cfg in experiments]
-    check_requests(experiments, path)
+    check_requests(experiments, path, elsewhere=cluster_address() is not None)
 
 
-def _address() -> str | None:
-    """Of the cluster that is given; None for one on this machine, which Ray too calls "local"."""
+def cluster_address() -> str | None:
+    """Of the cluster that is given, whose machines have other devices; None for one on this machine ("local")."""
     given = os.environ.get("RAY_ADDRESS", "")
     return None if given in ("", "local") else given
 
@@ -85,7 +83,7 @@ class RayPool:
         """workers: how many; None: one for each GPU. experiments: without GPUs where all have device = "cpu"."""
         self.size = workers or 0
         self._on_gpus = any(cfg.device != "cpu" for cfg in experiments)
-        self._address = _address()
+        self._address = cluster_address()
         self._stack = contextlib.ExitStack()
         self._ray: Any = None
         self._actor: Any = None
