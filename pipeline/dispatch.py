@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -86,7 +87,10 @@ class Job:
 
 @dataclass(eq=False)
 class Hand:
-    """A worker as it looks from here. asked: the question that it has not answered. job: what it last worked on."""
+    """A worker as it looks from here. asked: the question that it has not answered. job: what it last worked on.
+
+    host: its machine, "" until it has answered.
+    """
 
     number: int
     asked: Question | None = None
@@ -226,14 +230,16 @@ class Dispatcher:
             self._bury(hand, question, reply.reason)
             return
         self._log(reply)
+        hand.host = reply.host
         job = hand.job
-        with self._mistakes_of(job, hand):
+        with self._mistakes_of(job):
             if reply.mistake is not None:
                 hand.unit, hand.rest = None, []
-                raise UserError(reply.mistake) from (None if reply.cause is None else WorkerError(reply.cause))
+                with said_of(self._place(hand)):
+                    raise UserError(reply.mistake) from (None if reply.cause is None else WorkerError(reply.cause))
             if question == "hello":
-                hand.host = reply.value
-            elif job is None or job not in self._active:
+                return
+            if job is None or job not in self._active:
                 hand.unit, hand.rest = None, []  # the experiment was given up meanwhile
             elif question == "check":
                 self._read(job, reply.value)
@@ -290,7 +296,8 @@ class Dispatcher:
     def _bury(self, hand: Hand, question: Question | None, reason: str) -> None:
         """Give a dead worker's records to others, and put a new one in its place."""
         job, unit = hand.job, hand.unit
-        logger.warning("worker %d of %d ended: %s", hand.number + 1, len(self._hands), reason)
+        place = f" {place}" if hand.host and (place := self._place(hand)) else ""
+        logger.warning("worker %d of %d%s ended: %s", hand.number + 1, len(self._hands), place, reason)
         if job is not None and job in self._active:
             if unit is not None and job.run is not None:
                 job.run.put_back(unit, hand.rest, reason)
@@ -298,7 +305,7 @@ class Dispatcher:
                 self._active.remove(job)
                 self._coming.appendleft(job)
         hand.job = hand.key = hand.ready = hand.unit = None
-        hand.rest = []
+        hand.rest, hand.host = [], ""
         hand.deaths += unit is None
         self._in_vain += 1
         hand.gone = hand.deaths >= MOST_STARTS
@@ -319,13 +326,16 @@ class Dispatcher:
                 if logging.getLogger(record.name).isEnabledFor(record.levelno):
                     logging.getLogger(record.name).handle(record)
 
+    def _place(self, hand: Hand) -> str:
+        """How an error names a worker's machine: not at all where all workers are on this one."""
+        hosts = {each.host for each in self._hands if each.host} | {socket.gethostname()}
+        return f"on {hand.host}" if len(hosts) > 1 else ""
+
     @contextlib.contextmanager
-    def _mistakes_of(self, job: Job | None, hand: Hand | None = None) -> Iterator[None]:
+    def _mistakes_of(self, job: Job | None) -> Iterator[None]:
         """A user's mistake inside the block ends its experiment. Those under way go on, and no other one begins."""
-        several = len({each.host for each in self._hands if each.host}) > 1
-        place = f"on {hand.host}" if hand is not None and several else ""
         try:
-            with said_of(job.source if job is not None else ""), said_of(place):
+            with said_of(job.source if job is not None else ""):
                 yield
         except UserError as error:
             if job is None:

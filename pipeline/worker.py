@@ -78,9 +78,10 @@ class Said:
 class Reply:
     """A worker's answer. mistake: a `UserError`'s text in place of a value, with the traceback of its cause, if any.
 
-    log: what was logged on the way, to be logged where the user sees it.
+    host: the name of the worker's machine. log: what was logged on the way, to be logged where the user sees it.
     """
 
+    host: str
     value: Any = None
     mistake: str | None = None
     cause: str | None = None
@@ -108,16 +109,15 @@ class Worker:
             mistake = str(error)
             if error.__cause__ is not None:
                 cause = "".join(traceback.format_exception(error.__cause__))
-        return Reply(value, mistake, cause, self._log.take() if self._log is not None else ())
+        log = self._log.take() if self._log is not None else ()
+        return Reply(socket.gethostname(), value, mistake, cause, log)
 
-    def hello(self) -> str:
-        """The name of this machine. Raises `UserError` where the working directory is not there."""
-        host = socket.gethostname()
+    def hello(self) -> None:
+        """Begin. Raises `UserError` where the working directory is not there."""
         try:
             os.chdir(self._folder)
         except OSError as error:
-            raise UserError(f"the working directory {str(self._folder)!r} on {host}: {error.strerror}") from None
-        return host
+            raise UserError(f"the working directory {str(self._folder)!r}: {error.strerror}") from None
 
     def check(self, cfg: ExperimentConfig) -> Checked:
         """Settle what is "auto" by measuring, and check an experiment on this machine, without weights otherwise."""
@@ -149,10 +149,8 @@ class Worker:
         hashed: their `digest` where they were read. Raises `UserError` if the files that they name are others here.
         """
         if digest({dataset: records}) != hashed:
-            folder, host = str(cfg.options.data_dir), socket.gethostname()
-            raise UserError(
-                f"data_dir = {folder!r} has other files on {host} than where the run began; share the folder"
-            )
+            folder = str(cfg.options.data_dir)
+            raise UserError(f"data_dir = {folder!r} has other files than where the run began; share the folder")
         engine = self._load(cfg)
         self._before = time.monotonic()
         self._lines = predict(get_task(cfg.task), engine, cfg.options, dataset, records, self._batches_of(cfg))

@@ -5,8 +5,9 @@ import json
 import os
 import random
 import shutil
+import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,17 @@ Kills = Callable[[int, Question, tuple[Any, ...]], bool]
 
 
 class FakePool:
-    """`pipeline.dispatch.Pool` whose workers answer in the order of a seed. kills: whether one dies over a question."""
+    """`pipeline.dispatch.Pool` whose workers answer in the order of a seed. kills: whether one dies over a question.
 
-    def __init__(self, size: int, seed: int = 0, kills: Kills = lambda *_: False) -> None:
+    hosts: the machines of workers in the order in which they start; then, and without any, this one.
+    """
+
+    def __init__(self, size: int, seed: int = 0, kills: Kills = lambda *_: False, hosts: Sequence[str] = ()) -> None:
         self.size = size
         self._chance = random.Random(seed)
         self._kills = kills
+        self._starts = iter(hosts)
+        self._hosts = [next(self._starts, "") for _ in range(size)]
         self._workers = [Worker(Path.cwd()) for _ in range(size)]
         self._asked: dict[int, tuple[Question, tuple[Any, ...]]] = {}
         self.questions: list[tuple[int, Question, tuple[Any, ...]]] = []
@@ -48,11 +54,18 @@ class FakePool:
         if self._asked:
             worker = self._chance.choice(sorted(self._asked))
             question, arguments = self._asked.pop(worker)
-            killed = self._kills(worker, question, arguments)
-            yield worker, Died("it was killed") if killed else self._workers[worker].answer(question, arguments)
+            if self._kills(worker, question, arguments):
+                yield worker, Died("it was killed")
+                return
+            with pytest.MonkeyPatch.context() as patch:
+                if self._hosts[worker]:
+                    patch.setattr(socket, "gethostname", lambda: self._hosts[worker])
+                reply = self._workers[worker].answer(question, arguments)
+            yield worker, reply
 
     def renew(self, worker: int) -> None:
         self.renewed.append(worker)
+        self._hosts[worker] = next(self._starts, "")
         self._workers[worker] = Worker(Path.cwd())
 
     def count(self, question: Question) -> int:
@@ -331,7 +344,7 @@ def test_a_worker_with_other_files_is_refused(place: Path) -> None:
             book.write_text("the sky is blue " * 40)
         return False
 
-    with pytest.raises(UserError, match=r"^dpi-tiny: data_dir = 'books' has other files on .*; share the folder"):
+    with pytest.raises(UserError, match=r"^dpi-tiny: data_dir = 'books' has other files than .*; share the folder"):
         run(FakePool(2, 0, changes), experiments(cfg="pg19.toml"), place / "two")
     assert not any(files(place / "two").values())
 
@@ -345,3 +358,46 @@ def test_relative_paths_are_those_of_the_run(place: Path, tmp_path_factory: pyte
     reply = Worker(place / "absent").answer("hello", ())
     assert reply.mistake is not None
     assert "No such file or directory" in reply.mistake
+
+
+def test_a_mistake_names_the_machine_that_it_came_up_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that came up here names none, nor does a worker's where all are on this machine."""
+
+    def lost(*_: Any, **__: Any) -> None:
+        raise UserError("a shard is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "prepare", lost)
+        with pytest.raises(UserError, match=r"^dpi-tiny: on away: a shard is gone$"):
+            run(FakePool(1, hosts=["away"]), experiments(), place / "two")
+        with pytest.raises(UserError, match=r"^dpi-tiny: a shard is gone$"):
+            run(FakePool(2), experiments(), place / "two")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.dispatch.read_experiment", lost)
+        with pytest.raises(UserError, match=r"^dpi-tiny: a shard is gone$"):
+            run(FakePool(2, hosts=["away", "there"]), experiments(), place / "two")
+
+
+@pytest.mark.parametrize("question", ["hello", "prepare"])
+def test_a_worker_that_died_may_come_back_on_another_machine(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, question: Question
+) -> None:
+    died: list[int] = []
+
+    def kills(worker: int, asked: Question, arguments: tuple[Any, ...]) -> bool:
+        dies = not died and asked == "check"
+        died.extend([worker] * dies)
+        return dies
+
+    answer = Worker.answer
+
+    def gone(worker: Worker, asked: Question, arguments: tuple[Any, ...]) -> Reply:
+        if died and asked == question:
+            monkeypatch.setattr(worker, "_folder", place / "absent")
+            return answer(worker, "hello", ())
+        return answer(worker, asked, arguments)
+
+    monkeypatch.setattr(Worker, "answer", gone)
+    with pytest.raises(UserError, match=r"on second: the working directory .*absent': No such file"):
+        run(FakePool(1, 0, kills, ["first", "second"]), experiments(), place / "two")
+    assert "worker 1 of 1 on first ended: it was killed" in caplog.text
