@@ -290,8 +290,12 @@ class Dispatcher:
         for job in list(self._active):
             busy = any(hand.job is job and hand.unit is not None for hand in self._hands)
             if job.run is not None and not busy and not job.run.queue:
-                self._active.remove(job)
-                yield job, job.run.finish()
+                outcomes = None
+                with self._mistakes_of(job):
+                    outcomes = job.run.finish()
+                if outcomes is not None:
+                    self._active.remove(job)
+                    yield job, outcomes
 
     def _bury(self, hand: Hand, question: Question | None, reason: str) -> None:
         """Give a dead worker's records to others, and put a new one in its place."""
@@ -300,7 +304,8 @@ class Dispatcher:
         logger.warning("worker %d of %d%s ended: %s", hand.number + 1, len(self._hands), place, reason)
         if job is not None and job in self._active:
             if unit is not None and job.run is not None:
-                job.run.put_back(unit, hand.rest, reason)
+                with self._mistakes_of(job):
+                    job.run.put_back(unit, hand.rest, reason)
             elif job.checked is None:
                 self._active.remove(job)
                 self._coming.appendleft(job)

@@ -401,3 +401,39 @@ def test_a_worker_that_died_may_come_back_on_another_machine(
     with pytest.raises(UserError, match=r"on second: the working directory .*absent': No such file"):
         run(FakePool(1, 0, kills, ["first", "second"]), experiments(), place / "two")
     assert "worker 1 of 1 on first ended: it was killed" in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_broken_line_ends_its_experiment_alone(place: Path, seed: int) -> None:
+    """Also one that comes while the experiment is under way, and is found at its end."""
+    wanted = alone("one", "one.toml", "--set=exp_name=b", "--set=limit=12") / "needle/pred/b/needle.jsonl"
+
+    def breaks(worker: int, question: Question, arguments: tuple[Any, ...]) -> bool:
+        path = place / "two/needle/pred/a/needle.jsonl"
+        if path.exists() and not path.read_text().startswith("no"):
+            path.write_text("no object\n" + path.read_text())
+        return False
+
+    cfgs = experiments("exp_name=a", "limit=2") + experiments("exp_name=b", "limit=12")
+    with pytest.raises(UserError, match=r"^a: '.*needle\.jsonl' line 1 is no JSON object"):
+        run(FakePool(2, seed, breaks), cfgs, place / "two")
+    assert (place / "two/needle/pred/b/needle.jsonl").read_bytes() == wanted.read_bytes()
+    for name in ("a", "b"):
+        with store.lock(place / "two/needle/pred" / name):
+            pass
+
+
+def test_what_a_dead_worker_leaves_ends_its_experiment_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its records' failures are written down, which may not be possible."""
+
+    def full(*_: Any) -> None:
+        raise UserError("no space left")
+
+    monkeypatch.setattr("pipeline.shared_run.SharedRun.put_back", full)
+
+    def kills(worker: int, question: Question, arguments: tuple[Any, ...]) -> bool:
+        return question == "begin" and arguments[0].exp_name == "a"
+
+    with pytest.raises(UserError, match=r"^a: no space left$"):
+        run(FakePool(2, 1, kills), experiments("exp_name=a") + experiments("exp_name=b"), place / "two")
+    assert len((place / "two/needle/pred/b/needle.jsonl").read_text().splitlines()) == 8
