@@ -12,7 +12,7 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -211,7 +211,7 @@ class Dispatcher:
                 self._ask(hand, "check", job.cfg)
         elif hand.ready is None:
             hand.key = job.key
-            self._ask(hand, "prepare", job.checked.to_load)
+            self._ask(hand, "prepare", job.checked.to_load, job.checked.copy)
         elif job.run is not None:
             workers = len([each for each in self._hands if not each.gone])
             hand.unit = job.run.queue.take(hand.ready.rows, workers, shares=hand.ready.shares)
@@ -251,7 +251,7 @@ class Dispatcher:
     def _read(self, job: Job, checked: Checked) -> None:
         """Read an experiment's records. One that has predictions begins; another waits for its model to be there."""
         folder, cfg, job.records = read_experiment(checked.cfg, self._results, overwrite=self._overwrite)
-        job.checked = Checked(cfg, checked.automatic, checked.window, checked.revision)
+        job.checked = replace(checked, cfg=cfg)
         if not self._overwrite:
             check_model_revision(folder, cfg, checked.revision)
             if store.has_predictions(folder):

@@ -21,9 +21,9 @@ from typing_extensions import override
 from pipeline.automatic import settle
 from pipeline.batches import Batches, predict
 from pipeline.config import ExperimentConfig
-from pipeline.distributed import Workers
+from pipeline.distributed import Workers, check_same
 from pipeline.experiment import pinned
-from pipeline.model_loader import EngineLoader, check_start
+from pipeline.model_loader import EngineLoader, check_start, weights_digests
 from pipeline.runner import digest
 from tasks import get_task
 from tasks.base import GenerationTask, Line, Record
@@ -34,17 +34,27 @@ Question = Literal["hello", "check", "prepare", "begin", "go_on"]
 
 
 @dataclass(frozen=True)
+class ModelCopy:
+    """A machine's copy of a model. files: with their hashes, see `weights_digests`. host: the machine's name."""
+
+    files: dict[str, str] | None
+    host: str
+
+
+@dataclass(frozen=True)
 class Checked:
     """An experiment that nothing speaks against but the weights.
 
     cfg: its configuration with numbers for what was "auto", of which `automatic` is the run record's note. window: W in
-    tokens. revision: the commit of a model from the hub. to_load: `cfg` with that commit, which all workers load.
+    tokens. revision: the commit of a model from the hub. to_load: `cfg` with that commit, which all workers load. copy:
+    of the model, with which theirs are compared.
     """
 
     cfg: ExperimentConfig
     automatic: dict[str, Any] | None
     window: int
     revision: str | None
+    copy: ModelCopy
 
     @property
     def to_load(self) -> ExperimentConfig:
@@ -96,6 +106,7 @@ class Worker:
         self._folder = folder
         self._log = log
         self._load = EngineLoader(Workers())
+        self._copies: dict[str, ModelCopy] = {}
         self._batches: tuple[ExperimentConfig, Batches | None] | None = None
         self._lines: Iterator[Line] = iter(())
         self._before = 0.0
@@ -124,12 +135,17 @@ class Worker:
         nowhere = Path(os.devnull)  # what a run record says was looked up before
         cfg, automatic = settle(cfg, nowhere, Workers(), overwrite=True, release=self._release)
         start = check_start(cfg)
-        return Checked(cfg, automatic, start.window, start.revision)
+        return Checked(cfg, automatic, start.window, start.revision, self._copy_of(cfg.model))
 
-    def prepare(self, cfg: ExperimentConfig) -> Ready:
-        """Load the model of an experiment, unless it is the one that is here."""
+    def prepare(self, cfg: ExperimentConfig, copy: ModelCopy) -> Ready:
+        """Load the model of an experiment, unless it is the one that is here.
+
+        copy: of the worker that checked the experiment. Raises `UserError` if this machine's is another one.
+        """
         from models.DPI.loading import device_name
 
+        mine = self._copy_of(cfg.model)
+        check_same("files of the model", (copy.files, copy.host), (mine.files, mine.host), "copy the model anew")
         if self._batches is not None and self._batches[0] != cfg:
             self._forget()
         engine = self._load(cfg)
@@ -162,6 +178,12 @@ class Worker:
         now = time.monotonic()
         seconds, self._before = now - self._before, now
         return None if line is None else Said(line, seconds)
+
+    def _copy_of(self, model: str) -> ModelCopy:
+        """This machine's copy of a model, whose files are read once."""
+        if model not in self._copies:
+            self._copies[model] = ModelCopy(weights_digests(model), socket.gethostname())
+        return self._copies[model]
 
     def _forget(self) -> None:
         """What knows of a model goes with it: two might not fit."""

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import socket
 from collections import Counter
@@ -437,3 +438,39 @@ def test_what_a_dead_worker_leaves_ends_its_experiment_alone(place: Path, monkey
     with pytest.raises(UserError, match=r"^a: no space left$"):
         run(FakePool(2, 1, kills), experiments("exp_name=a") + experiments("exp_name=b"), place / "two")
     assert len((place / "two/needle/pred/b/needle.jsonl").read_text().splitlines()) == 8
+
+
+def test_machines_with_different_copies_of_a_model_are_refused(
+    place: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bit of the weights is another one; the worker that has them loads nothing."""
+    copies = [place / "first", place / "second"]
+    for folder in copies:
+        shutil.copytree(model, folder)
+    weights = copies[1] / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    (here := place / "model").symlink_to(copies[0])
+
+    def turns(worker: int, question: Question, arguments: tuple[Any, ...]) -> bool:
+        here.unlink()
+        here.symlink_to(copies[worker])
+        return False
+
+    loaded = set()
+    load = EngineLoader._load
+
+    def watched(self: EngineLoader, cfg: ExperimentConfig) -> ModelEngine:
+        loaded.add(here.readlink().name)
+        return load(self, cfg)
+
+    monkeypatch.setattr(EngineLoader, "_load", watched)
+    with pytest.raises(UserError, match=r"different files of the model: .*; copy the model anew$") as caught:
+        run(FakePool(2, 0, turns, ["one", "other"]), experiments(f"model='{here}'"), place / "two")
+    found = re.search(
+        r"on (\w+): the machines .*: (\w+) has {'config.json': .*}, (\w+) {'config.json': ", str(caught.value)
+    )
+    assert found is not None
+    assert found[1] == found[3] != found[2], "the one that was asked to load, after the one that checked"
+    assert len(loaded) == 1
