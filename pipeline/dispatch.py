@@ -19,10 +19,11 @@ from typing import Any, Protocol
 from pipeline import signals, store
 from pipeline.automatic import asked_of, begun_with
 from pipeline.config import ExperimentConfig
-from pipeline.experiment import check_model_revision, read_experiment, with_model_revision
+from pipeline.distributed import Workers
+from pipeline.experiment import check_decoding, check_model_revision, read_experiment, with_model_revision
 from pipeline.model_loader import engine_key
 from pipeline.progress import Progress, check_tracker
-from pipeline.runner import Outcome, digest
+from pipeline.runner import Outcome, count_left, digest
 from pipeline.shared_run import SharedRun
 from pipeline.waiting import Unit
 from pipeline.worker import Checked, Question, Ready, Reply, Said
@@ -65,13 +66,17 @@ class Pool(Protocol):
 
 @dataclass(eq=False)
 class Job:
-    """One experiment. source: how errors name it. `records` are known once it is checked, `run` once it has begun."""
+    """One experiment. source: how errors name it. `records` are known once it is checked, `run` once it has begun.
+
+    left: records to predict, as the folder was when it was checked.
+    """
 
     number: int
     cfg: ExperimentConfig
     source: str
     checked: Checked | None = None
     records: dict[str, list[Record]] = field(default_factory=dict)
+    left: int = 0
     run: SharedRun | None = None
 
     @property
@@ -172,11 +177,11 @@ class Dispatcher:
         return max(open_ones, key=lambda job: self._left(job) / (1 + self._helpers(job)), default=None)
 
     def _has_work(self, job: Job) -> bool:
-        """Whether one more worker can do something. Of one that is being prepared all records are still to do."""
+        """Whether one more worker can do something: one that is being prepared needs no more than it has records."""
         return job.checked is not None and self._left(job) > (self._helpers(job) if job.run is None else 0)
 
     def _left(self, job: Job) -> int:
-        return len(job.run.queue) if job.run is not None else sum(map(len, job.records.values()))
+        return len(job.run.queue) if job.run is not None else job.left
 
     def _helpers(self, job: Job) -> int:
         return sum(hand.job is job and hand.asked is not None for hand in self._hands)
@@ -249,13 +254,16 @@ class Dispatcher:
                 self._line(hand, job, reply.value)
 
     def _read(self, job: Job, checked: Checked) -> None:
-        """Read an experiment's records. One that has predictions begins; another waits for its model to be there."""
+        """Read an experiment's records. One without work begins, and ends; another waits for its model to be there."""
         folder, cfg, job.records = read_experiment(checked.cfg, self._results, overwrite=self._overwrite)
         job.checked = replace(checked, cfg=cfg)
-        if not self._overwrite:
-            check_model_revision(folder, cfg, checked.revision)
-            if store.has_predictions(folder):
-                self._begin(job)
+        if self._overwrite:
+            job.left = sum(map(len, job.records.values()))
+            return
+        check_model_revision(folder, cfg, checked.revision)
+        job.left = count_left(folder, job.records, Workers())
+        if not job.left:
+            self._begin(job)
 
     def _begin(self, job: Job) -> None:
         assert job.checked is not None
@@ -270,6 +278,9 @@ class Dispatcher:
         hand.ready = ready
         hand.deaths = 0
         if job.run is None:
+            if not self._overwrite:
+                folder = store.experiment_folder(self._results, get_task(job.cfg.task), job.cfg.exp_name)
+                check_decoding(folder, ready.generation)
             self._begin(job)
         if job.run is not None:
             job.run.note(ready)

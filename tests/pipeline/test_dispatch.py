@@ -474,3 +474,34 @@ def test_machines_with_different_copies_of_a_model_are_refused(
     assert found is not None
     assert found[1] == found[3] != found[2], "the one that was asked to load, after the one that checked"
     assert len(loaded) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_refusal_leaves_the_folder_as_it_was(
+    place: Path, model: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """In one process, and with workers: also a line that was cut off, and what another process left to be merged."""
+    copy = shutil.copytree(model, place / "copy")
+    keys = (f"model='{copy}'", "exp_name=a")
+    alone("two", "one.toml", *(f"--set={key}" for key in (*keys, "limit=3")))
+    folder = place / "two/needle/pred/a"
+    lines = (folder / "needle.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "needle.jsonl").write_bytes(lines[0] + lines[1][:9])
+    (folder / ".part-1-needle.jsonl").write_bytes(lines[2])
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    settings = json.loads((copy / "generation_config.json").read_text())
+    (copy / "generation_config.json").write_text(json.dumps({**settings, "repetition_penalty": 1.5}))
+    monkeypatch.setattr("platform.python_version", lambda: "4.0")
+
+    def go_on(*more: str) -> object:
+        if workers:
+            return run(FakePool(workers), experiments(*keys, *more), place / "two")
+        return alone("two", "one.toml", *(f"--set={key}" for key in (*keys, *more)))
+
+    with pytest.raises(UserError, match=r"decoded with other settings: generation\.set_aside"):
+        go_on()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (copy / "generation_config.json").write_text(json.dumps(settings))
+    go_on("limit=4")
+    assert len(store.read_lines(folder / "needle.jsonl")) == 4
+    assert json.loads((folder / "run.json").read_text())["versions"]["python"] == "4.0"

@@ -218,10 +218,12 @@ def test_a_run_goes_on_with_the_server_that_it_began_with(
     server.faults.extend([None, None, None, status(400)])
     assert predict("r", dtype="fp32") == EXIT_FAILED_RECORDS
     server.says = served(folder, version="vLLM 0.33.0")
+    before = {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()}
     with pytest.raises(
         UserError, match=r"decoded with other settings: generation\.served\.version was 'vLLM 0\.32\.0'"
     ):
         predict("r", dtype="fp32")
+    assert {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()} == before
     with pytest.raises(UserError, match="engine was 'openai', is 'transformers'"):
         predict("r", engine="transformers")
 
