@@ -113,9 +113,11 @@ def predict_by_workers(experiments: list[ExperimentConfig], arguments: argparse.
 def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) -> int:
     """Run the experiments one after another; returns the exit code."""
     from pipeline.automatic import settle
+    from pipeline.checks import check_requests
     from pipeline.distributed import Workers
     from pipeline.experiment import run_experiment, with_model_revision
-    from pipeline.model_loader import EngineLoader, check_requests, weights_digests
+    from pipeline.model_files import weights_digests
+    from pipeline.model_loader import EngineLoader
 
     results: Path = arguments.results
     tensor_parallel = check_requests(experiments, arguments.cfg)

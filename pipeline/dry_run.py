@@ -1,7 +1,7 @@
 """What an experiment would do, before it does it: records, prompt lengths, memory, time.
 
 Whatever would keep the run from its first record ends this as it would end the run, by the same checks
-(`pipeline.model_loader.check_start`, `pipeline.experiment.read_experiment`). Weights are loaded only to measure time,
+(`pipeline.checks.check_start`, `pipeline.experiment.read_experiment`). Weights are loaded only to measure time,
 and only small ones that lie on this machine.
 """
 
@@ -22,6 +22,7 @@ from rich.table import Table
 from models.DPI.loading import DTYPES, default_dtype
 from pipeline import store, timing
 from pipeline.automatic import WINDOW, begun_with, settle
+from pipeline.checks import Start, check_requests, check_start, without_devices
 from pipeline.config import ExperimentConfig, source_of
 from pipeline.distributed import Workers
 from pipeline.experiment import (
@@ -32,16 +33,8 @@ from pipeline.experiment import (
     read_records,
     with_model_revision,
 )
-from pipeline.model_loader import (
-    EngineLoader,
-    Start,
-    UnreachableModelError,
-    check_requests,
-    check_start,
-    engine_key,
-    read_tokenizer,
-    without_devices,
-)
+from pipeline.model_files import UnreachableModelError, read_tokenizer
+from pipeline.model_loader import EngineLoader, engine_key
 from pipeline.text import plain_table, printable
 from tasks import get_task
 from tasks.base import Record

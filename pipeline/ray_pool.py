@@ -20,11 +20,11 @@ from types import TracebackType
 from typing import Any
 
 from pipeline import signals
+from pipeline.checks import check_requests
 from pipeline.config import ExperimentConfig, source_of
 from pipeline.dispatch import Died
 from pipeline.distributed import cores, threads_for
 from pipeline.experiment import INSTALLED
-from pipeline.model_loader import check_requests
 from pipeline.worker import Log, Question, Reply, Worker
 from tasks.errors import UserError
 

@@ -20,10 +20,12 @@ from typing_extensions import override
 
 from pipeline.automatic import settle
 from pipeline.batches import Batches, predict
+from pipeline.checks import check_start
 from pipeline.config import ExperimentConfig
 from pipeline.distributed import Workers, check_same
 from pipeline.experiment import pinned
-from pipeline.model_loader import EngineLoader, check_start, weights_digests
+from pipeline.model_files import weights_digests
+from pipeline.model_loader import EngineLoader
 from pipeline.runner import digest
 from tasks import get_task
 from tasks.base import GenerationTask, Line, Record

@@ -14,8 +14,8 @@ from comparison.pictures import draw_depths, draw_frontier
 from comparison.results import Measured
 from comparison.settings import plan
 from models.DPI.methods import METHODS
+from pipeline.checks import check_request
 from pipeline.config import build_config, read_toml
-from pipeline.model_loader import check_request
 from tests.comparison.made import comparison, measured
 
 

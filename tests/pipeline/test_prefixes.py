@@ -17,10 +17,10 @@ from models.DPI.methods import METHODS
 from models.DPI.patches.generation import static_cache
 from pipeline import engine as engine_module
 from pipeline import prefixes
+from pipeline.checks import check_start
 from pipeline.config import build_config
 from pipeline.engine import ModelEngine
 from pipeline.experiment import run_experiment
-from pipeline.model_loader import check_start
 from pipeline.prefixes import KeptCache, common
 from tasks.base import Request
 from tasks.errors import UserError
