@@ -34,7 +34,6 @@ SECONDS_TO_START = 60.0
 """After which it is said that a worker has not started."""
 _OBJECT_STORE = 256 << 20
 _LONGEST_FOLDER = 40
-_SHUTDOWN = 10.0
 
 
 def check_launcher(experiments: Sequence[ExperimentConfig], path: Path, workers: int | None) -> None:
