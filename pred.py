@@ -78,20 +78,20 @@ def main(argv: list[str]) -> int:
         names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
         overrides.append(f"tasks={names!r}")
     experiments, is_sweep = read_experiments(arguments.cfg, overrides, arguments.only)
+    elsewhere = False
     if arguments.launcher == "ray":
-        from pipeline.ray_pool import check_launcher
+        from pipeline.ray_pool import check_launcher, cluster_address
 
         check_launcher(experiments, arguments.cfg, arguments.workers)
+        elsewhere = cluster_address() is not None
     elif arguments.workers is not None:
         raise UserError(f"--workers {arguments.workers} is for --launcher ray; torchrun and accelerate have their own")
     if arguments.dry_run:
         from pipeline.dry_run import dry_run, list_experiments
 
         console = Console()
-        if is_sweep and not arguments.only:
-            list_experiments(experiments, arguments.results, console, arguments.cfg, overwrite=arguments.overwrite)
-        else:
-            dry_run(experiments, arguments.results, console, arguments.cfg, overwrite=arguments.overwrite)
+        show = list_experiments if is_sweep and not arguments.only else dry_run
+        show(experiments, arguments.results, console, arguments.cfg, overwrite=arguments.overwrite, elsewhere=elsewhere)
         return EXIT_DONE
     return (predict if arguments.launcher is None else predict_by_workers)(experiments, arguments)
 
@@ -113,9 +113,11 @@ def predict_by_workers(experiments: list[ExperimentConfig], arguments: argparse.
 def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) -> int:
     """Run the experiments one after another; returns the exit code."""
     from pipeline.automatic import settle
+    from pipeline.checks import check_requests
     from pipeline.distributed import Workers
     from pipeline.experiment import run_experiment, with_model_revision
-    from pipeline.model_loader import EngineLoader, check_requests, weights_digests
+    from pipeline.model_files import weights_digests
+    from pipeline.model_loader import EngineLoader
 
     results: Path = arguments.results
     tensor_parallel = check_requests(experiments, arguments.cfg)

@@ -21,6 +21,8 @@ from tasks.pictures.style import DARK, QUIET, new_figure, style_of
 
 HEAD_DIM, THETA = 128, 500_000.0
 CELLS = 128
+MOST_CHARACTERS = 44
+"""Of a line above a panel."""
 
 
 def setting(name: str, window: int, target: int) -> tuple[Method, dict[str, Any], int]:
@@ -74,9 +76,9 @@ def draw_all(window: int, target: int, names: Iterable[str] = METHODS, columns: 
     return figure
 
 
-def _shortened(text: str, most: int = 44) -> str:
+def _shortened(text: str) -> str:
     """A line that fits above a panel."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 1]}…"
 
 
 def draw_one(name: str, window: int, target: int) -> Figure:

@@ -22,7 +22,7 @@ from models.DPI.methods import Rope, build_method, methods_of_the_paper
 from models.DPI.methods.original import Original
 from models.DPI.patches.Llama import install, uninstall
 from models.DPI.patches.rotary import rope_of
-from pipeline.model_loader import read_model_config
+from pipeline.model_files import read_model_config
 
 Params = dict[str, Any]
 

@@ -7,24 +7,22 @@ TFLOP/s count the logits that a query may see.
 """
 
 import argparse
-import json
 import logging
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.machine import machine
+from benchmarks.machine import keep, show
 from models.DPI.attention import api
 from models.DPI.attention.bands import Plan
 from models.DPI.methods import Rope, build_method
@@ -97,11 +95,11 @@ def plan_of(case: Case, rope: Rope) -> Plan:
     return make_plan(method, rope, Padding(None, case.keys - case.queries, case.queries, case.batch), seed=0)
 
 
-def inputs_of(case: Case, device: str = "cuda") -> tuple[Tensor, Tensor, Tensor]:
+def inputs_of(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     """q (B, H, T, D) and k, v (B, Hkv, N, D), bf16, random."""
 
     def draw(heads: int, length: int) -> Tensor:
-        return torch.randn(case.batch, heads, length, HEAD_DIM, device=device, dtype=torch.bfloat16)
+        return torch.randn(case.batch, heads, length, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
 
     return draw(HEADS, case.queries), draw(KV_HEADS, case.keys), draw(KV_HEADS, case.keys)
 
@@ -200,11 +198,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         parser.error("no CUDA device")
     results = [run_case(case, options.impl) for case in CASES if options.only in case.name]
-    console = Console(width=140)
-    console.print(f"{machine()}, bf16, {options.impl}")
-    console.print(table_of(results))
-    if options.json:
-        options.json.write_text(json.dumps([asdict(r) for r in results], indent=2) + "\n")
+    show(f"bf16, {options.impl}", table_of(results))
+    keep(results, options.json)
     return 0
 
 

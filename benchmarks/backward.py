@@ -7,23 +7,21 @@ a query may see, two and a half times those of a forward pass.
 """
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.attention import HEAD_DIM, HEADS, SCALING, Case, inputs_of, plan_of, rope_of
-from benchmarks.machine import machine
+from benchmarks.machine import keep, show
 from models.DPI.attention import api
 
 LENGTHS = (8192, 32768)
@@ -188,15 +186,13 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         parser.error("no CUDA device")
     chosen = [case for case in cases() if options.only in case.name]
-    console = Console(width=140)
-    console.print(f"{machine()}, bf16, {options.impl}")
+    settings = f"bf16, {options.impl}"
     if options.tune:
-        console.print(tune(chosen[-1]))
+        show(settings, tune(chosen[-1]))
         return 0
     results = [run_case(case, options.impl) for case in chosen]
-    console.print(table_of(results))
-    if options.json:
-        options.json.write_text(json.dumps([asdict(r) for r in results], indent=2) + "\n")
+    show(settings, table_of(results))
+    keep(results, options.json)
     return 0
 
 

@@ -8,23 +8,21 @@ are not, because somebody watches the layers.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
-from benchmarks.machine import machine
+from benchmarks.machine import keep, show
 from models.DPI.methods import METHODS, build_method
 from models.DPI.patches.Llama import install, uninstall
 
@@ -163,11 +161,8 @@ def main(arguments: list[str] | None = None) -> int:
         install(model, build_method(method, params, WINDOW, target), WINDOW, attn_impl=options.attn_impl)
         results.append(measure(name, model, ids, options.steps, options.repeats))
         uninstall(model)
-    console = Console(width=140)
-    console.print(f"{machine()}, bf16, {options.layers} layers, {options.length:,} tokens, W = {WINDOW:,}")
-    console.print(table_of(results))
-    if options.json:
-        options.json.write_text(json.dumps([asdict(r) for r in results], indent=2) + "\n")
+    show(f"bf16, {options.layers} layers, {options.length:,} tokens, W = {WINDOW:,}", table_of(results))
+    keep(results, options.json)
     return 0
 
 

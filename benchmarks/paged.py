@@ -6,13 +6,11 @@ what a step prepares for all its layers is not in them. "Speed" is that of the c
 """
 
 import argparse
-import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -29,7 +27,7 @@ from benchmarks.attention import (
     plan_of,
     rope_of,
 )
-from benchmarks.machine import machine
+from benchmarks.machine import keep, show
 from models.DPI.attention import api
 from models.DPI.methods import build_method
 
@@ -139,11 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
     sys.path.append(str(Path(__file__).resolve().parents[1] / "serving"))  # the plug-in need not be installed
     chosen = [case for case in CASES if options.only in case.name and options.keys in (None, case.keys)]
     results = [result for case in chosen for result in run_case(case)]
-    console = Console(width=140)
-    console.print(f"{machine()}, bf16, {HEADS} query heads, {KV_HEADS} key heads, {HEAD_DIM} wide")
-    console.print(table_of(results))
-    if options.json:
-        options.json.write_text(json.dumps([asdict(r) for r in results], indent=2) + "\n")
+    show(f"bf16, {HEADS} query heads, {KV_HEADS} key heads, {HEAD_DIM} wide", table_of(results))
+    keep(results, options.json)
     return 0
 
 

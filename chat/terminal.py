@@ -185,7 +185,8 @@ def open_chat(argv: list[str], console: Console) -> Chat:
     from models.DPI.methods import METHODS
     from pipeline.config import build_config
     from pipeline.distributed import Workers
-    from pipeline.model_loader import EngineLoader, read_model_config
+    from pipeline.model_files import read_model_config
+    from pipeline.model_loader import EngineLoader
 
     config = read_model_config(arguments.model, trust_remote_code=arguments.trust_remote_code)
     try:

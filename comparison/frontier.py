@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 Rule = Literal["lowest loss", "best retrieval", "balanced"]
-RULES: tuple[Rule, ...] = ("lowest loss", "best retrieval", "balanced")
 
 
 @dataclass(frozen=True)
@@ -17,11 +16,6 @@ class Point:
 
     loss: float
     retrieval: float
-
-    def beats(self, other: Point) -> bool:
-        """At least as good in both, and better in one."""
-        no_worse = self.loss <= other.loss and self.retrieval >= other.retrieval
-        return no_worse and self != other
 
 
 Key = TypeVar("Key")

@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from comparison.frontier import Rule
-from comparison.intervals import Difference
 from comparison.probes import RETRIEVAL
 from comparison.results import Comparison, Measured, mean
 from comparison.run import experiment_of
 from pipeline.files import replacing, write_text
 from pipeline.tables import keep_text
 from pipeline.text import markdown_cell, printable
+from tasks.results import Score
 
 TABLE_FILE = "comparison.md"
 EXCEL_FILE = "comparison.xlsx"
@@ -38,9 +38,9 @@ class Row:
     id: str
     label: str
     loss: float | None
-    loss_difference: Difference | None
+    loss_difference: Score | None
     retrieval: float | None
-    retrieval_difference: Difference | None
+    retrieval_difference: Score | None
     probes: dict[str, float | None]
     nats: dict[str, float | None]
     seconds_per_1k: float | None
@@ -109,12 +109,14 @@ def cells_of(row: Row) -> dict[str, str]:
     }
 
 
-def _said(difference: Difference | None, digits: int) -> str:
+def _said(difference: Score | None, digits: int) -> str:
     if difference is None:
         return ""
-    if difference.low is None:
-        return f"{difference.mean:+.{digits}f}"
-    return f"{difference.mean:+.{digits}f} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
+    text = f"{difference.score:+.{digits}f}"
+    if difference.interval is None:
+        return text
+    low, high = difference.interval
+    return f"{text} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def notes_of(found: Comparison) -> list[str]:
@@ -132,8 +134,7 @@ def notes_of(found: Comparison) -> list[str]:
     ]
     if baseline is not None:
         lines.append(
-            f"Δ: against {found.settings[baseline].setting.label}, with 95 % intervals of a paired bootstrap"
-            + (", which few texts make too narrow." if counts["loss"] < 8 else ".")
+            f"Δ: against {found.settings[baseline].setting.label}, with Student's 95 % intervals of paired differences."
         )
     if found.tuned:
         lines.append("Settings were chosen on the other half of the texts and prompts; all numbers are of this half.")
@@ -223,8 +224,9 @@ def write_excel(path: Path, found: Comparison, rows: list[Row]) -> None:
 def _numbers(row: Row) -> dict[str, Any]:
     found: dict[str, Any] = {"setting": printable(row.label), "loss": row.loss, "retrieval": row.retrieval}
     for name, difference in (("loss", row.loss_difference), ("retrieval", row.retrieval_difference)):
-        for end in ("mean", "low", "high"):
-            found[f"Δ {name}" + ("" if end == "mean" else f" {end}")] = getattr(difference, end, None)
+        score, ends = (None, None) if difference is None else (difference.score, difference.interval)
+        low, high = ends or (None, None)
+        found |= {f"Δ {name}": score, f"Δ {name} low": low, f"Δ {name} high": high}
     found |= {PROBE_NAMES[probe]: value for probe, value in row.probes.items()}
     found |= {f"nats, {PROBE_NAMES[probe]}": value for probe, value in row.nats.items()}
     return found | {"s / 1k": row.seconds_per_1k, "GiB": row.peak_gib, "note": printable(row.note), "id": row.id}

@@ -10,11 +10,12 @@ from typing import Any
 
 from comparison import storage
 from comparison.frontier import Point, Rule, recommended
-from comparison.intervals import Difference, paired_difference
 from comparison.probes import RETRIEVAL, Item, Probe
 from comparison.settings import Setting, default_of
 from pipeline.files import read_json
 from tasks.errors import UserError
+from tasks.metrics.paired import paired_difference
+from tasks.results import Score
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Comparison:
         setting = default_of((one.setting for one in self.settings.values()), method)
         return None if setting is None else setting.id
 
-    def differences(self, one: Measured, other: Measured) -> tuple[Difference | None, Difference | None]:
+    def differences(self, one: Measured, other: Measured) -> tuple[Score | None, Score | None]:
         """In loss and in retrieval on the reported items that both have."""
         items = [
             item

@@ -70,7 +70,7 @@ class Session:
     def __init__(self, wishes: Wishes, workers: Workers) -> None:
         """Check all that can be checked without weights. Raises `UserError`."""
         from models.DPI.loading import check_options
-        from pipeline.model_loader import model_commit, read_model_config
+        from pipeline.model_files import model_commit, read_model_config
 
         self._wishes = wishes
         self._workers = workers
@@ -145,7 +145,7 @@ class Session:
         write_json(self.folder / storage.REQUEST_FILE, record)
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
-        from pipeline.model_loader import read_tokenizer
+        from pipeline.model_files import read_tokenizer
 
         return read_tokenizer(self.request.model, self._commit, trust_remote_code=self.request.trust_remote_code)
 
@@ -180,7 +180,7 @@ class Session:
 
     def _record(self, texts: Sequence[Text]) -> dict[str, Any]:
         from models.DPI.loading import device_name
-        from pipeline.model_loader import weights_digests
+        from pipeline.model_files import weights_digests
 
         return {
             "request": self.request.model_dump(mode="json"),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from models.DPI.patches.families import logits_of
+from models.tokens import common_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,11 +54,11 @@ def continuation(before: str, parts: Sequence[tuple[str, bool]], encode: Encode)
     prompt = encode(before)
     whole = before + "".join(text for text, _ in parts)
     ids = encode(whole)
-    first = _common(prompt, ids)
+    first = common_prefix(prompt, ids)
     spans, text, start = [], before, first
     for part, is_answer in parts:
         text += part
-        stop = max(start, len(ids) if text == whole else _common(encode(text), ids))
+        stop = max(start, len(ids) if text == whole else common_prefix(encode(text), ids))
         if is_answer:
             spans.append((start - first, stop - first))
         start = stop
@@ -90,8 +91,3 @@ def score_answers(model: PreTrainedModel, rows: Sequence[Sequence[int]], counts:
 def share_right(right: Sequence[bool], spans: Sequence[tuple[int, int]]) -> float:
     """The share of answers all of whose tokens had the largest logit; for one answer the verdict, 0 or 1."""
     return sum(all(right[start:stop]) for start, stop in spans) / len(spans)
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids two lists begin with alike."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import store
+from pipeline.checks import Start, check_request, check_start
 from pipeline.config import ExperimentConfig
 from pipeline.distributed import Workers
-from pipeline.model_loader import Start, check_request, check_start, measured_window
+from pipeline.model_loader import measured_window
 from tasks import get_task
 
 logger = logging.getLogger(__name__)

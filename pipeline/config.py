@@ -62,7 +62,6 @@ RESUMABLE_KEYS = frozenset(
         "share_prefixes",
         "tracker",
         "base_url",
-        "served_model",
         "vllm",
     }
 )

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline import signals, store
 from pipeline.automatic import asked_of, begun_with
 from pipeline.config import ExperimentConfig
-from pipeline.experiment import check_model_revision, read_experiment, with_model_revision
+from pipeline.distributed import Workers
+from pipeline.experiment import check_decoding, check_model_revision, read_experiment, with_model_revision
 from pipeline.model_loader import engine_key
 from pipeline.progress import Progress, check_tracker
-from pipeline.runner import Outcome, digest
+from pipeline.runner import Outcome, count_left, digest
 from pipeline.shared_run import SharedRun
 from pipeline.waiting import Unit
 from pipeline.worker import Checked, Question, Ready, Reply, Said
@@ -64,13 +66,17 @@ class Pool(Protocol):
 
 @dataclass(eq=False)
 class Job:
-    """One experiment. source: how errors name it. `records` are known once it is checked, `run` once it has begun."""
+    """One experiment. source: how errors name it. `records` are known once it is checked, `run` once it has begun.
+
+    left: records to predict, as the folder was when it was checked.
+    """
 
     number: int
     cfg: ExperimentConfig
     source: str
     checked: Checked | None = None
     records: dict[str, list[Record]] = field(default_factory=dict)
+    left: int = 0
     run: SharedRun | None = None
 
     @property
@@ -86,7 +92,10 @@ class Job:
 
 @dataclass(eq=False)
 class Hand:
-    """A worker as it looks from here. asked: the question that it has not answered. job: what it last worked on."""
+    """A worker as it looks from here. asked: the question that it has not answered. job: what it last worked on.
+
+    host: its machine, "" until it has answered.
+    """
 
     number: int
     asked: Question | None = None
@@ -168,11 +177,11 @@ class Dispatcher:
         return max(open_ones, key=lambda job: self._left(job) / (1 + self._helpers(job)), default=None)
 
     def _has_work(self, job: Job) -> bool:
-        """Whether one more worker can do something. Of one that is being prepared all records are still to do."""
+        """Whether one more worker can do something: one that is being prepared needs no more than it has records."""
         return job.checked is not None and self._left(job) > (self._helpers(job) if job.run is None else 0)
 
     def _left(self, job: Job) -> int:
-        return len(job.run.queue) if job.run is not None else sum(map(len, job.records.values()))
+        return len(job.run.queue) if job.run is not None else job.left
 
     def _helpers(self, job: Job) -> int:
         return sum(hand.job is job and hand.asked is not None for hand in self._hands)
@@ -207,7 +216,7 @@ class Dispatcher:
                 self._ask(hand, "check", job.cfg)
         elif hand.ready is None:
             hand.key = job.key
-            self._ask(hand, "prepare", job.checked.to_load)
+            self._ask(hand, "prepare", job.checked.to_load, job.checked.copy)
         elif job.run is not None:
             workers = len([each for each in self._hands if not each.gone])
             hand.unit = job.run.queue.take(hand.ready.rows, workers, shares=hand.ready.shares)
@@ -226,14 +235,16 @@ class Dispatcher:
             self._bury(hand, question, reply.reason)
             return
         self._log(reply)
+        hand.host = reply.host
         job = hand.job
-        with self._mistakes_of(job, hand):
+        with self._mistakes_of(job):
             if reply.mistake is not None:
                 hand.unit, hand.rest = None, []
-                raise UserError(reply.mistake) from (None if reply.cause is None else WorkerError(reply.cause))
+                with said_of(self._place(hand)):
+                    raise UserError(reply.mistake) from (None if reply.cause is None else WorkerError(reply.cause))
             if question == "hello":
-                hand.host = reply.value
-            elif job is None or job not in self._active:
+                return
+            if job is None or job not in self._active:
                 hand.unit, hand.rest = None, []  # the experiment was given up meanwhile
             elif question == "check":
                 self._read(job, reply.value)
@@ -243,13 +254,16 @@ class Dispatcher:
                 self._line(hand, job, reply.value)
 
     def _read(self, job: Job, checked: Checked) -> None:
-        """Read an experiment's records. One that has predictions begins; another waits for its model to be there."""
+        """Read an experiment's records. One without work begins, and ends; another waits for its model to be there."""
         folder, cfg, job.records = read_experiment(checked.cfg, self._results, overwrite=self._overwrite)
-        job.checked = Checked(cfg, checked.automatic, checked.window, checked.revision)
-        if not self._overwrite:
-            check_model_revision(folder, cfg, checked.revision)
-            if store.has_predictions(folder):
-                self._begin(job)
+        job.checked = replace(checked, cfg=cfg)
+        if self._overwrite:
+            job.left = sum(map(len, job.records.values()))
+            return
+        check_model_revision(folder, cfg, checked.revision)
+        job.left = count_left(folder, job.records, Workers())
+        if not job.left:
+            self._begin(job)
 
     def _begin(self, job: Job) -> None:
         assert job.checked is not None
@@ -264,6 +278,9 @@ class Dispatcher:
         hand.ready = ready
         hand.deaths = 0
         if job.run is None:
+            if not self._overwrite:
+                folder = store.experiment_folder(self._results, get_task(job.cfg.task), job.cfg.exp_name)
+                check_decoding(folder, ready.generation)
             self._begin(job)
         if job.run is not None:
             job.run.note(ready)
@@ -284,21 +301,27 @@ class Dispatcher:
         for job in list(self._active):
             busy = any(hand.job is job and hand.unit is not None for hand in self._hands)
             if job.run is not None and not busy and not job.run.queue:
-                self._active.remove(job)
-                yield job, job.run.finish()
+                outcomes = None
+                with self._mistakes_of(job):
+                    outcomes = job.run.finish()
+                if outcomes is not None:
+                    self._active.remove(job)
+                    yield job, outcomes
 
     def _bury(self, hand: Hand, question: Question | None, reason: str) -> None:
         """Give a dead worker's records to others, and put a new one in its place."""
         job, unit = hand.job, hand.unit
-        logger.warning("worker %d of %d ended: %s", hand.number + 1, len(self._hands), reason)
+        place = f" {place}" if hand.host and (place := self._place(hand)) else ""
+        logger.warning("worker %d of %d%s ended: %s", hand.number + 1, len(self._hands), place, reason)
         if job is not None and job in self._active:
             if unit is not None and job.run is not None:
-                job.run.put_back(unit, hand.rest, reason)
+                with self._mistakes_of(job):
+                    job.run.put_back(unit, hand.rest, reason)
             elif job.checked is None:
                 self._active.remove(job)
                 self._coming.appendleft(job)
         hand.job = hand.key = hand.ready = hand.unit = None
-        hand.rest = []
+        hand.rest, hand.host = [], ""
         hand.deaths += unit is None
         self._in_vain += 1
         hand.gone = hand.deaths >= MOST_STARTS
@@ -319,13 +342,16 @@ class Dispatcher:
                 if logging.getLogger(record.name).isEnabledFor(record.levelno):
                     logging.getLogger(record.name).handle(record)
 
+    def _place(self, hand: Hand) -> str:
+        """How an error names a worker's machine: not at all where all workers are on this one."""
+        hosts = {each.host for each in self._hands if each.host} | {socket.gethostname()}
+        return f"on {hand.host}" if len(hosts) > 1 else ""
+
     @contextlib.contextmanager
-    def _mistakes_of(self, job: Job | None, hand: Hand | None = None) -> Iterator[None]:
+    def _mistakes_of(self, job: Job | None) -> Iterator[None]:
         """A user's mistake inside the block ends its experiment. Those under way go on, and no other one begins."""
-        several = len({each.host for each in self._hands if each.host}) > 1
-        place = f"on {hand.host}" if hand is not None and several else ""
         try:
-            with said_of(job.source if job is not None else ""), said_of(place):
+            with said_of(job.source if job is not None else ""):
                 yield
         except UserError as error:
             if job is None:

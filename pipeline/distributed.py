@@ -60,6 +60,16 @@ def share_cores() -> None:
         torch.set_num_threads(threads)
 
 
+def check_same(what: str, first: tuple[object, str], other: tuple[object, str], remedy: str) -> None:
+    """Raise `UserError` if two machines have different values, each with the machine's name.
+
+    what: the values' name. remedy: what to do.
+    """
+    if other[0] != first[0]:
+        both = f"{first[1]} has {first[0]!r}, {other[1]} {other[0]!r}"
+        raise UserError(f"the machines of this run have different {what}: {both}; {remedy}")
+
+
 class Workers:
     """This process among those of the run. A context manager: processes are joined on entry, parted on exit.
 
@@ -132,9 +142,7 @@ class Workers:
         found = self.gather((value, socket.gethostname()))
         first, first_host = found[0]
         for other, host in found:
-            if other != first:
-                both = f"{first_host} has {first!r}, {host} {other!r}"
-                raise UserError(f"the machines of this run have different {what}: {both}; {remedy}")
+            check_same(what, (first, first_host), (other, host), remedy)
 
     def device(self) -> str | None:
         """The GPU of this process where several share a machine, else None."""

@@ -1,7 +1,7 @@
 """What an experiment would do, before it does it: records, prompt lengths, memory, time.
 
 Whatever would keep the run from its first record ends this as it would end the run, by the same checks
-(`pipeline.model_loader.check_start`, `pipeline.experiment.read_experiment`). Weights are loaded only to measure time,
+(`pipeline.checks.check_start`, `pipeline.experiment.read_experiment`). Weights are loaded only to measure time,
 and only small ones that lie on this machine.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,8 +19,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from models.DPI.loading import DTYPES, default_dtype
 from pipeline import store, timing
 from pipeline.automatic import WINDOW, begun_with, settle
+from pipeline.checks import Start, check_requests, check_start, without_devices
 from pipeline.config import ExperimentConfig, source_of
 from pipeline.distributed import Workers
 from pipeline.experiment import (
@@ -31,15 +33,8 @@ from pipeline.experiment import (
     read_records,
     with_model_revision,
 )
-from pipeline.model_loader import (
-    EngineLoader,
-    Start,
-    UnreachableModelError,
-    check_requests,
-    check_start,
-    engine_key,
-    read_tokenizer,
-)
+from pipeline.model_files import UnreachableModelError, read_tokenizer
+from pipeline.model_loader import EngineLoader, engine_key
 from pipeline.text import plain_table, printable
 from tasks import get_task
 from tasks.base import Record
@@ -148,11 +143,22 @@ def quantiles(lengths: Sequence[int]) -> list[int]:
     return [min(lengths), *(round(value) for value in inner), max(lengths)]
 
 
-def preview(cfg: ExperimentConfig, results: Path, load: EngineLoader, console: Console, *, overwrite: bool) -> Preview:
-    """Check one experiment as its run would, and print what it would do. Raises `UserError` as the run would."""
+def preview(
+    cfg: ExperimentConfig, results: Path, load: EngineLoader, console: Console, *, overwrite: bool, elsewhere: bool
+) -> Preview:
+    """Check one experiment as its run would, and print what it would do. Raises `UserError` as the run would.
+
+    elsewhere: see `dry_run`.
+    """
     cfg = with_model_revision(cfg, results, overwrite=overwrite)
-    cfg, automatic = settle(cfg, results, Workers(), overwrite=overwrite, measure=False)
-    start = load.check(cfg)
+    judged = without_devices(cfg) if elsewhere else cfg
+    judged, automatic = settle(judged, results, Workers(), overwrite=overwrite, measure=False)
+    start = load.check(judged)
+    if elsewhere:
+        cfg = cfg.model_copy(update={"options": judged.options, "params": judged.params})  # with settled numbers
+        start = replace(start, dtype=DTYPES[cfg.dtype] if cfg.dtype else default_dtype(cfg.device or "cuda"))
+    else:
+        cfg = judged
     folder, cfg, chosen = read_experiment(cfg, results, overwrite=overwrite)
     if not overwrite:
         check_model_revision(folder, cfg, start.revision)
@@ -183,6 +189,9 @@ def preview(cfg: ExperimentConfig, results: Path, load: EngineLoader, console: C
         f"  weights {memory.weights / GIB:.2f}, keys and values {memory.cache / GIB:.2f}, "
         f"activations {memory.activations / GIB:.2f}",
     )
+    if elsewhere:
+        _say(console, "time: not estimated, as other machines run this")
+        return Preview(cfg, counts, None)
     return Preview(cfg, counts, _show_time(cfg, start, memory, counts, longest, load, console))
 
 
@@ -244,38 +253,51 @@ def show_totals(previews: Sequence[Preview], console: Console) -> None:
 
 
 def dry_run(
-    experiments: Sequence[ExperimentConfig], results: Path, console: Console, path: Path, *, overwrite: bool = False
+    experiments: Sequence[ExperimentConfig],
+    results: Path,
+    console: Console,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    elsewhere: bool = False,
 ) -> None:
     """Print what each experiment would do, and totals by benchmark where there are several. Raises `UserError`.
 
-    path: the file that they come from.
+    path: the file that they come from. elsewhere: whether the machines of a cluster would run them, whose devices
+    this one does not know.
     """
-    check_requests(experiments, path)
+    check_requests(experiments, path, elsewhere=elsewhere)
     load = EngineLoader(Workers())
     previews = []
     for cfg in experiments:
         with said_of(source_of(cfg, experiments, path)):
-            previews.append(preview(cfg, results, load, console, overwrite=overwrite))
+            previews.append(preview(cfg, results, load, console, overwrite=overwrite, elsewhere=elsewhere))
         console.print()
     if len(previews) > 1:
         show_totals(previews, console)
 
 
 def list_experiments(
-    experiments: Sequence[ExperimentConfig], results: Path, console: Console, path: Path, *, overwrite: bool = False
+    experiments: Sequence[ExperimentConfig],
+    results: Path,
+    console: Console,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    elsewhere: bool = False,
 ) -> None:
     """Print the experiments of a sweep and how many each benchmark has, then check all that their runs would.
 
     Data of the hub are not fetched. Models of the hub are listed without a check where it does not answer and the cache
-    does not have them. path: the file. Raises `UserError`.
+    does not have them. path: the file. elsewhere: see `dry_run`. Raises `UserError`.
     """
-    check_requests(experiments, path)
+    check_requests(experiments, path, elsewhere=elsewhere)
     _show_experiments(experiments, console)
     read: set[object] = set()
     configs: dict[object, PreTrainedConfig | None] = {}
     for cfg in experiments:
         with said_of(source_of(cfg, experiments, path)):
-            _check_listed(cfg, results, read, configs, overwrite=overwrite)
+            _check_listed(cfg, results, read, configs, overwrite=overwrite, elsewhere=elsewhere)
     if unreachable := dict.fromkeys(cfg.model for cfg in experiments if configs.get(_model_key(cfg), ...) is None):
         _say(console, f"not checked, as the hub does not answer: {', '.join(unreachable)}")
 
@@ -291,6 +313,7 @@ def _check_listed(
     configs: dict[object, PreTrainedConfig | None],
     *,
     overwrite: bool,
+    elsewhere: bool,
 ) -> None:
     """Check an experiment as its run would. read: what needs no second look. configs: of models, None: out of reach."""
     task = get_task(cfg.task)
@@ -302,6 +325,7 @@ def _check_listed(
     if cfg.options.data_dir is not None and data not in read:
         read_records(task, cfg)
         read.add(data)
+    cfg = without_devices(cfg) if elsewhere else cfg
     key, engine = _model_key(cfg), engine_key(cfg)
     if engine in read or configs.get(key, ...) is None:
         return

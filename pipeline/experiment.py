@@ -18,7 +18,7 @@ from pipeline import store
 from pipeline.batches import BatchSize
 from pipeline.config import ExperimentConfig, without_other_tasks
 from pipeline.progress import Observer, Times, Tracker, check_tracker
-from pipeline.runner import Outcome, digest, run_records, select_datasets, select_records
+from pipeline.runner import Outcome, count_left, digest, run_records, select_datasets, select_records
 from tasks import get_task
 from tasks.base import Engine, GenerationTask, Record, Task
 from tasks.errors import AbsentDataError, UserError
@@ -53,8 +53,8 @@ def run_experiment(
 
     `window` is W, resolved; `automatic` is for the run record, see `pipeline.automatic`; `load_engine` is called only
     if there is work. Nothing is written or removed before the configuration, the folder and the data are known to be
-    good, and the model is there: a start that fails leaves everything as it was. title: what stands before the
-    progress bar. Raises `UserError` for a user's mistake.
+    good, and the model is there and decodes as it did: a start that fails leaves everything as it was. title: what
+    stands before the progress bar. Raises `UserError` for a user's mistake.
     """
     check_tracker(cfg)
     task = get_task(cfg.task)
@@ -63,8 +63,10 @@ def run_experiment(
         workers.agree("records", digest(records), "give all machines the same data_dir, or data_revision")
     if not overwrite:
         check_model_revision(folder, cfg, model_revision)
-    if overwrite or not store.has_predictions(folder):
-        load_engine(cfg)
+    if overwrite or not store.has_predictions(folder) or count_left(folder, records, workers):
+        engine = load_engine(cfg)
+        if not overwrite:
+            check_decoding(folder, decoding_of(engine, task, cfg))
     if workers.is_main:
         store.make_folder(folder)
     with store.lock(folder) if workers.is_main else contextlib.nullcontext():
@@ -81,10 +83,9 @@ def run_experiment(
 
             engine = load_engine(cfg)
             if run is not None:
-                generates = isinstance(task, GenerationTask) or cfg.engine != "transformers"
-                settings = engine.generation_settings() if generates else None
                 served_at = cfg.base_url
-                run.note(device_name(cfg.device or workers.device()) if served_at is None else served_at, settings)
+                device = device_name(cfg.device or workers.device()) if served_at is None else served_at
+                run.note(device, decoding_of(engine, task, cfg))
             return engine
 
         with contextlib.ExitStack() as stack:
@@ -97,6 +98,17 @@ def run_experiment(
                 task, cfg.options, get_engine, folder, records, workers, batch_size_of(cfg),
                 title=title, observers=observers,
             )  # fmt: skip
+
+
+def decoding_of(engine: Engine, task: Task, cfg: ExperimentConfig) -> dict[str, Any] | None:
+    """How an engine decodes, for the run record; None where nothing is generated and nothing is served."""
+    generates = isinstance(task, GenerationTask) or cfg.engine != "transformers"
+    return engine.generation_settings() if generates else None
+
+
+def check_decoding(folder: Path, settings: Mapping[str, Any] | None) -> None:
+    """`check_generation` of what lies in a folder, if anything does."""
+    check_generation(folder, store.read_run(folder) if store.has_predictions(folder) else None, settings)
 
 
 class RunFile:
@@ -132,9 +144,8 @@ class RunFile:
         """
         names = [*(before.split(", ") if (before := self._content["device"]) else []), device]
         content = {**self._content, "device": ", ".join(dict.fromkeys(names))}
+        check_generation(self._folder, self._before, generation)
         if generation is not None:
-            if self._before is not None:
-                check_generation(self._folder, self._before, generation)
             content["generation"] = generation
         if content != self._content:
             self._content = content
@@ -156,11 +167,14 @@ def check_shared(folder: Path, workers: Workers) -> None:
         )
 
 
-def check_generation(folder: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def check_generation(folder: Path, before: Mapping[str, Any] | None, settings: Mapping[str, Any] | None) -> None:
     """Raise `UserError` if what is there was decoded with other settings than what comes.
 
-    Version 0.1 kept the model's own, which changes nothing where none had to be set aside.
+    before: the run record; None where there is nothing yet. settings: None where nothing is decoded. Version 0.1 kept
+    the model's own, which changes nothing where none had to be set aside.
     """
+    if before is None or settings is None:
+        return
     old = before.get("generation") or {**settings, "set_aside": {}}
     old, settings = ({k: v for k, v in x.items() if k != "shares_prefixes"} for x in (old, settings))  # may change
     if found := list(store.differences({"generation": old}, {"generation": settings})):

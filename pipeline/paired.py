@@ -6,21 +6,18 @@ Records are hard or easy for both alike, so differences of single records say mo
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import store
 from pipeline.scoring import config_of, read_predictions, scored
 from tasks.base import Line, Task
 from tasks.errors import UserError
-from tasks.metrics.bootstrap import bootstrap_stderr
-from tasks.metrics.intervals import student
+from tasks.metrics.paired import paired_difference
 from tasks.results import RESULT_FILE, Score, mean_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SAME = ("answers", "answer", "context_length", "depth_percent", "scored_tokens")
 """Fields that a record's line has from the record, and not from the model."""
@@ -117,31 +114,15 @@ def _together(task: Task, options: Any, column: str, lines: Mapping[Key, Line], 
 
 
 def _paired(pairs: Sequence[tuple[float, float]], whole: float | None, other: float | None) -> Score | None:
-    """The difference of two scores that are means of marks, or geometric means; None where they are neither.
-
-    The standard error is that of a bootstrap over the records, both marks of a record drawn together; the interval is
-    Student's. Where all records differ alike, nothing is known of the spread.
-    """
+    """The difference of two scores that are means of marks, or geometric means; None where they are neither."""
     if whole is None or other is None:
         return None
-    for into, back in ((_same, _same), (math.log, math.exp)):
-        if back is math.exp and min(map(min, pairs)) <= 0:
+    mine, theirs = zip(*pairs, strict=True)
+    for geometric in (False, True):
+        if geometric and min(map(min, pairs)) <= 0:
             continue
-        marks = [(into(mine), into(theirs)) for mine, theirs in pairs]
-        means = [back(math.fsum(side) / len(marks)) for side in zip(*marks, strict=True)]
-        if all(math.isclose(m, w, abs_tol=CLOSE, rel_tol=1e-6) for m, w in zip(means, (whole, other), strict=True)):
-            exponential = back is math.exp
-
-            def of_means(drawn: Tensor, exponential: bool = exponential) -> Tensor:
-                values = drawn.exp() if exponential else drawn
-                return values[:, 0] - values[:, 1]
-
-            stderr = bootstrap_stderr(marks, of_means) or None
-            gap = means[0] - means[1]
-            interval = None if stderr is None or stderr < 1e-12 else student(gap, stderr, len(marks))
-            return Score(gap, None if interval is None else stderr, len(marks), interval)
+        mean = statistics.geometric_mean if geometric else statistics.fmean
+        means = zip((mean(mine), mean(theirs)), (whole, other), strict=True)
+        if all(math.isclose(m, w, abs_tol=CLOSE, rel_tol=1e-6) for m, w in means):
+            return paired_difference([mine], [theirs], geometric=geometric)
     return None
-
-
-def _same(value: float) -> float:
-    return value

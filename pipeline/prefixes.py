@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from models.DPI.patches.caches import crop, length_of
 from models.DPI.patches.families import LOCAL, kinds_of_layers
+from models.tokens import common_prefix
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedConfig
@@ -30,11 +31,6 @@ def why_not(method: Method | None, config: PreTrainedConfig) -> str | None:
     if LOCAL in kinds_of_layers(config):
         return "the model has layers that attend locally, whose cache drops what a shorter prefix would need"
     return None
-
-
-def common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
-    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 class KeptCache:
@@ -58,7 +54,7 @@ class KeptCache:
             self._cache is not None
             and not self._passed_over
             and _MUCH_SHORTER * len(prompt) < len(self._ids)
-            and 2 * common(prompt, self._ids) < len(prompt)
+            and 2 * common_prefix(prompt, self._ids) < len(prompt)
         )
         return self._passed_over
 
@@ -70,7 +66,7 @@ class KeptCache:
         """
         cache, ids = self._cache, self._ids
         self.drop()
-        shared = min(common(prompt, ids), len(prompt) - 1)
+        shared = min(common_prefix(prompt, ids), len(prompt) - 1)
         return cache if cache is not None and shared and crop(cache, shared, room, static=static) else None
 
     def keep(self, ids: Sequence[int], cache: Cache) -> None:

@@ -20,11 +20,11 @@ from types import TracebackType
 from typing import Any
 
 from pipeline import signals
+from pipeline.checks import check_requests
 from pipeline.config import ExperimentConfig, source_of
 from pipeline.dispatch import Died
 from pipeline.distributed import cores, threads_for
 from pipeline.experiment import INSTALLED
-from pipeline.model_loader import check_requests
 from pipeline.worker import Log, Question, Reply, Worker
 from tasks.errors import UserError
 
@@ -34,7 +34,6 @@ SECONDS_TO_START = 60.0
 """After which it is said that a worker has not started."""
 _OBJECT_STORE = 256 << 20
 _LONGEST_FOLDER = 40
-_SHUTDOWN = 10.0
 
 
 def check_launcher(experiments: Sequence[ExperimentConfig], path: Path, workers: int | None) -> None:
@@ -67,13 +66,11 @@ def check_launcher(experiments: Sequence[ExperimentConfig], path: Path, workers:
                     f"{source_of(cfg, experiments, path)}: --launcher ray gives each worker a GPU of its own, and "
                     f"{key} = {value!r}; leave {key} out"
                 )
-    if _address():  # the workers' machines may have what this one has not
-        experiments = [cfg.model_copy(update={"device": None, "attn_impl": "auto"}) for cfg in experiments]
-    check_requests(experiments, path)
+    check_requests(experiments, path, elsewhere=cluster_address() is not None)
 
 
-def _address() -> str | None:
-    """Of the cluster that is given; None for one on this machine, which Ray too calls "local"."""
+def cluster_address() -> str | None:
+    """Of the cluster that is given, whose machines have other devices; None for one on this machine ("local")."""
     given = os.environ.get("RAY_ADDRESS", "")
     return None if given in ("", "local") else given
 
@@ -85,7 +82,7 @@ class RayPool:
         """workers: how many; None: one for each GPU. experiments: without GPUs where all have device = "cpu"."""
         self.size = workers or 0
         self._on_gpus = any(cfg.device != "cpu" for cfg in experiments)
-        self._address = _address()
+        self._address = cluster_address()
         self._stack = contextlib.ExitStack()
         self._ray: Any = None
         self._actor: Any = None

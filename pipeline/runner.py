@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from pipeline.batches import Batches, BatchSize, predict
 from pipeline.config import ExperimentConfig
 from pipeline.files import encoded
 from pipeline.progress import Observer, Progress
-from tasks.base import Engine, GenerationTask, Record, Task
+from tasks.base import Engine, GenerationTask, Line, Record, Task
 from tasks.errors import UserError
 from tasks.options import Options
 from tasks.reading import read_regular
@@ -126,6 +126,14 @@ def begin(task: Task, folder: Path, records: Mapping[str, list[Record]], workers
     return todo
 
 
+def count_left(folder: Path, records: Mapping[str, list[Record]], workers: Workers) -> int:
+    """How many records this process has to predict; nothing is written. Raises `UserError` for a broken file."""
+    return sum(
+        len(_undone(store.read_unmerged(folder, dataset).values(), wanted, workers))
+        for dataset, wanted in records.items()
+    )
+
+
 def finish(folder: Path, records: Mapping[str, list[Record]], workers: Workers) -> dict[str, Outcome]:
     """Bring the prediction files into order, and say how far they are."""
     parts = [store.part_file(folder, dataset, workers.rank) for dataset in records]
@@ -145,7 +153,10 @@ def _merge(folder: Path, records: Mapping[str, list[Record]], workers: Workers) 
 
 
 def _pending(folder: Path, dataset: str, wanted: list[Record], workers: Workers) -> list[Record]:
-    lines = store.read_lines(store.prediction_file(folder, dataset))
+    return _undone(store.read_lines(store.prediction_file(folder, dataset)), wanted, workers)
+
+
+def _undone(lines: Iterable[Line], wanted: list[Record], workers: Workers) -> list[Record]:
     done = {line["id"] for line in lines if not store.is_failed(line)}
     mine = itertools.islice(wanted, workers.index, None, workers.count)
     return [record for record in mine if record["id"] not in done]

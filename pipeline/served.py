@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from models.DPI.methods import Method
-    from pipeline.model_loader import Start
+    from pipeline.checks import Start
 
 # All of it is said: what a request leaves out, vLLM's server takes from the model's generation_config.json.
 GREEDY: Mapping[str, Any] = {

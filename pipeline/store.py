@@ -57,6 +57,7 @@ __all__ = [
     "read_json",
     "read_lines",
     "read_run",
+    "read_unmerged",
     "replacing",
     "wait_for",
     "wait_until",
@@ -151,12 +152,13 @@ class MissingField(KeyError):
         self.place = place
 
 
-def read_lines(path: Path, *, repair: bool = False) -> list[Line]:
+def read_lines(path: Path, *, repair: bool = False, drop_cut: bool = False) -> list[Line]:
     """The lines of a prediction file, each a `FileLine`.
 
-    A last line that was cut off is dropped and removed from the file where `repair` is true. Any other line that is
-    no JSON object, and a cut last line without `repair`, raises `UserError` and leaves the file as it is. A line with
-    a number that JSON does not have (NaN, infinity) is read as failed, so that its record runs again.
+    A last line that was cut off is dropped and removed from the file where `repair` is true, and dropped alone where
+    `drop_cut` is. Any other line that is no JSON object, and a cut last line without either, raises `UserError` and
+    leaves the file as it is. A line with a number that JSON does not have (NaN, infinity) is read as failed, so that
+    its record runs again.
     """
     data = read_regular(path) if path.exists() or path.is_symlink() else b""
     lines: list[Line] = []
@@ -170,6 +172,8 @@ def read_lines(path: Path, *, repair: bool = False) -> list[Line]:
             lines.append(_parse_line(piece, place))
         except (ValueError, RecursionError):  # also numbers of thousands of digits, and deep nesting
             last = not data[position:].strip()
+            if last and drop_cut:
+                return lines
             if last and repair:
                 logger.warning("%s: line %d was cut off and is removed; its record runs again", path, number)
                 _truncate(path, position - len(piece))
@@ -276,15 +280,26 @@ def merge(folder: Path, dataset: str, order: Sequence[str]) -> list[Line]:
     parts = part_files(folder, dataset)
     before = read_lines(path, repair=True)
     found = [*before, *(line for part in parts for line in read_lines(part, repair=True))]
-    if any("id" not in line for line in found):
-        raise UserError(f"{str(path)!r} has lines without 'id': another program wrote it; choose another exp_name")
-    best = {line["id"]: line for line in best_lines(found)}
+    best = _best_by_id(path, found)
     ordered = [best.pop(identity) for identity in order if identity in best] + list(best.values())
     if ordered != before:
         write_text(path, "".join(dump_line(line) for line in ordered))
     for part in parts:
         part.unlink()
     return ordered
+
+
+def read_unmerged(folder: Path, dataset: str) -> dict[Any, Line]:
+    """What `merge` would make of a data set, by id; nothing is written. Raises `UserError` as it does."""
+    path = prediction_file(folder, dataset)
+    files = [path, *part_files(folder, dataset)]
+    return _best_by_id(path, [line for file in files for line in read_lines(file, drop_cut=True)])
+
+
+def _best_by_id(path: Path, lines: Sequence[Line]) -> dict[Any, Line]:
+    if any("id" not in line for line in lines):
+        raise UserError(f"{str(path)!r} has lines without 'id': another program wrote it; choose another exp_name")
+    return {line["id"]: line for line in best_lines(lines)}
 
 
 def best_lines(lines: Iterable[Line]) -> list[Line]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from models.DPI.methods import Method
-    from pipeline.model_loader import Start
+    from pipeline.checks import Start
 
 
 class VllmEngine(ServedEngine):

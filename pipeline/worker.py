@@ -20,10 +20,12 @@ from typing_extensions import override
 
 from pipeline.automatic import settle
 from pipeline.batches import Batches, predict
+from pipeline.checks import check_start
 from pipeline.config import ExperimentConfig
-from pipeline.distributed import Workers
+from pipeline.distributed import Workers, check_same
 from pipeline.experiment import pinned
-from pipeline.model_loader import EngineLoader, check_start
+from pipeline.model_files import weights_digests
+from pipeline.model_loader import EngineLoader
 from pipeline.runner import digest
 from tasks import get_task
 from tasks.base import GenerationTask, Line, Record
@@ -34,17 +36,27 @@ Question = Literal["hello", "check", "prepare", "begin", "go_on"]
 
 
 @dataclass(frozen=True)
+class ModelCopy:
+    """A machine's copy of a model. files: with their hashes, see `weights_digests`. host: the machine's name."""
+
+    files: dict[str, str] | None
+    host: str
+
+
+@dataclass(frozen=True)
 class Checked:
     """An experiment that nothing speaks against but the weights.
 
     cfg: its configuration with numbers for what was "auto", of which `automatic` is the run record's note. window: W in
-    tokens. revision: the commit of a model from the hub. to_load: `cfg` with that commit, which all workers load.
+    tokens. revision: the commit of a model from the hub. to_load: `cfg` with that commit, which all workers load. copy:
+    of the model, with which theirs are compared.
     """
 
     cfg: ExperimentConfig
     automatic: dict[str, Any] | None
     window: int
     revision: str | None
+    copy: ModelCopy
 
     @property
     def to_load(self) -> ExperimentConfig:
@@ -78,9 +90,10 @@ class Said:
 class Reply:
     """A worker's answer. mistake: a `UserError`'s text in place of a value, with the traceback of its cause, if any.
 
-    log: what was logged on the way, to be logged where the user sees it.
+    host: the name of the worker's machine. log: what was logged on the way, to be logged where the user sees it.
     """
 
+    host: str
     value: Any = None
     mistake: str | None = None
     cause: str | None = None
@@ -95,6 +108,7 @@ class Worker:
         self._folder = folder
         self._log = log
         self._load = EngineLoader(Workers())
+        self._copies: dict[str, ModelCopy] = {}
         self._batches: tuple[ExperimentConfig, Batches | None] | None = None
         self._lines: Iterator[Line] = iter(())
         self._before = 0.0
@@ -108,28 +122,32 @@ class Worker:
             mistake = str(error)
             if error.__cause__ is not None:
                 cause = "".join(traceback.format_exception(error.__cause__))
-        return Reply(value, mistake, cause, self._log.take() if self._log is not None else ())
+        log = self._log.take() if self._log is not None else ()
+        return Reply(socket.gethostname(), value, mistake, cause, log)
 
-    def hello(self) -> str:
-        """The name of this machine. Raises `UserError` where the working directory is not there."""
-        host = socket.gethostname()
+    def hello(self) -> None:
+        """Begin. Raises `UserError` where the working directory is not there."""
         try:
             os.chdir(self._folder)
         except OSError as error:
-            raise UserError(f"the working directory {str(self._folder)!r} on {host}: {error.strerror}") from None
-        return host
+            raise UserError(f"the working directory {str(self._folder)!r}: {error.strerror}") from None
 
     def check(self, cfg: ExperimentConfig) -> Checked:
         """Settle what is "auto" by measuring, and check an experiment on this machine, without weights otherwise."""
         nowhere = Path(os.devnull)  # what a run record says was looked up before
         cfg, automatic = settle(cfg, nowhere, Workers(), overwrite=True, release=self._release)
         start = check_start(cfg)
-        return Checked(cfg, automatic, start.window, start.revision)
+        return Checked(cfg, automatic, start.window, start.revision, self._copy_of(cfg.model))
 
-    def prepare(self, cfg: ExperimentConfig) -> Ready:
-        """Load the model of an experiment, unless it is the one that is here."""
+    def prepare(self, cfg: ExperimentConfig, copy: ModelCopy) -> Ready:
+        """Load the model of an experiment, unless it is the one that is here.
+
+        copy: of the worker that checked the experiment. Raises `UserError` if this machine's is another one.
+        """
         from models.DPI.loading import device_name
 
+        mine = self._copy_of(cfg.model)
+        check_same("files of the model", (copy.files, copy.host), (mine.files, mine.host), "copy the model anew")
         if self._batches is not None and self._batches[0] != cfg:
             self._forget()
         engine = self._load(cfg)
@@ -149,10 +167,8 @@ class Worker:
         hashed: their `digest` where they were read. Raises `UserError` if the files that they name are others here.
         """
         if digest({dataset: records}) != hashed:
-            folder, host = str(cfg.options.data_dir), socket.gethostname()
-            raise UserError(
-                f"data_dir = {folder!r} has other files on {host} than where the run began; share the folder"
-            )
+            folder = str(cfg.options.data_dir)
+            raise UserError(f"data_dir = {folder!r} has other files than where the run began; share the folder")
         engine = self._load(cfg)
         self._before = time.monotonic()
         self._lines = predict(get_task(cfg.task), engine, cfg.options, dataset, records, self._batches_of(cfg))
@@ -164,6 +180,12 @@ class Worker:
         now = time.monotonic()
         seconds, self._before = now - self._before, now
         return None if line is None else Said(line, seconds)
+
+    def _copy_of(self, model: str) -> ModelCopy:
+        """This machine's copy of a model, whose files are read once."""
+        if model not in self._copies:
+            self._copies[model] = ModelCopy(weights_digests(model), socket.gethostname())
+        return self._copies[model]
 
     def _forget(self) -> None:
         """What knows of a model goes with it: two might not fit."""

@@ -15,14 +15,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from models import passkey
 from tasks.errors import UserError
 from tasks.reading import read_text
-
-HaystackName = Literal["passkey", "essays"]
-NeedleName = Literal["passkey", "sandwich"]
 
 TASK_DESCRIPTION = passkey.TASK_DESCRIPTION
 GARBAGE = passkey.GARBAGE

@@ -21,6 +21,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from models.tokens import common_prefix
 from tasks.errors import UserError
 
 _DATA = Path(__file__).parent / "data" / "ruler"
@@ -107,13 +108,8 @@ def _filled(ids: list[int], length: int, with_further: Callable[[int], list[int]
         further *= 2
         longer = with_further(further)
     # Before what follows the haystack in both, which begins with the end of a line.
-    place = min(_common(ids, longer), len(ids) - _common(ids[::-1], longer[::-1]))
+    place = min(common_prefix(ids, longer), len(ids) - common_prefix(ids[::-1], longer[::-1]))
     return [*ids[:place], *longer[place : place + missing], *ids[place:]]
-
-
-def _common(one: list[int], other: list[int]) -> int:
-    """How many ids two lists begin with alike."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _builder(dataset: DatasetName, seed: object, depth: float, length: int) -> Build:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.checks import check_method
 from pipeline.config import build_config, read_toml
-from pipeline.model_loader import check_method
 from pipeline.sweep import expand
 from tests.conftest import ROOT
 

@@ -26,7 +26,7 @@ FORBIDDEN = {
 KNOW_TRANSFORMERS = {
     "models.DPI.loading", "models.DPI.losses", "models.DPI.dpi", "models.DPI.dpi_withoutflash",
     "models.DPI.short_names",
-    "pipeline.model_loader", "pipeline.dry_run", "tasks.template_trial",
+    "pipeline.model_files", "pipeline.model_loader", "pipeline.dry_run", "tasks.template_trial",
     "analysis.study", "analysis.attention_maps", "analysis.lengths", "analysis.logits",
     "benchmarks.model",
     "tools.fit_dpe",

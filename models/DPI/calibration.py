@@ -26,7 +26,7 @@ import random
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice, takewhile
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
@@ -38,6 +38,7 @@ from models.DPI.losses import token_losses
 from models.DPI.methods.dpi import DPI
 from models.DPI.patches.Llama import installed_method
 from models.passkey import GARBAGE, PASSKEY_LINE, PASSKEY_QUESTION, TASK_DESCRIPTION
+from models.tokens import common_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -227,7 +228,7 @@ def make_prompts(
     for trial in range(trials):
         secret = str(random.Random(f"passkey {trial}").randint(*_KEYS))
         line, asked = ids_of(f"\n{PASSKEY_LINE.format(key=secret)}\n"), ids_of(f"\n{PASSKEY_QUESTION} {secret}")
-        known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(question, asked, strict=False)))
+        known = common_prefix(question, asked)
         lengths = [length for length in lengths if length >= len(before) + len(line) + len(asked)]
         hay, offset = sentence, 0
         if trial % 2 and read:

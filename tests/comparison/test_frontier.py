@@ -30,6 +30,11 @@ def test_the_frontier_is_what_nothing_dominates(seed: int) -> None:
     assert [point.loss for _, point in found] == sorted(point.loss for _, point in found)
 
 
+def beats(one: Point, other: Point) -> bool:
+    """At least as good in both, and better in one."""
+    return one.loss <= other.loss and one.retrieval >= other.retrieval and one != other
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_rules_by_brute_force(seed: int) -> None:
     points = drawn(seed)
@@ -39,7 +44,7 @@ def test_rules_by_brute_force(seed: int) -> None:
     best = max(point.retrieval for point in by_key.values())
     assert found["lowest loss"] == Point(least, max(p.retrieval for p in by_key.values() if p.loss == least))
     assert found["best retrieval"] == Point(min(p.loss for p in by_key.values() if p.retrieval == best), best)
-    edge = [p for p in by_key.values() if not any(o.beats(p) for o in by_key.values())]
+    edge = [p for p in by_key.values() if not any(beats(o, p) for o in by_key.values())]
     width = max(p.loss for p in edge) - least
     height = best - min(p.retrieval for p in edge)
 

@@ -14,8 +14,8 @@ from comparison.pictures import draw_depths, draw_frontier
 from comparison.results import Measured
 from comparison.settings import plan
 from models.DPI.methods import METHODS
+from pipeline.checks import check_request
 from pipeline.config import build_config, read_toml
-from pipeline.model_loader import check_request
 from tests.comparison.made import comparison, measured
 
 
@@ -37,6 +37,9 @@ def test_all_files_are_written(tmp_path: Path) -> None:
     frame = pd.read_excel(tmp_path / report.EXCEL_FILE, sheet_name="reported")
     assert list(frame["loss"]) == [2.25, 3.0, 9.0]
     assert list(frame["Δ retrieval"][1:]) == pytest.approx([-1 / 3, -2 / 3])
+    for end in ("low", "high"):
+        assert frame[f"Δ retrieval {end}"].notna().tolist() == [False, True, False], "none where all differ alike"
+    assert frame["Δ retrieval low"][1] < -1 / 3 < frame["Δ retrieval high"][1]
     items = pd.read_excel(tmp_path / report.EXCEL_FILE, sheet_name="items")
     assert len(items) == 3 * len(found.items)
     for name in (report.FRONTIER_FILE, report.DEPTHS_FILE):

@@ -58,10 +58,10 @@ def test_differences_are_of_the_items_that_both_have(tmp_path: Path) -> None:
     loss, retrieval = comparison(tmp_path, [gali, cut]).differences(cut, gali)
     assert loss is not None
     assert retrieval is not None
-    assert (loss.mean, loss.low) == (0.25, None)
-    assert retrieval.mean == pytest.approx((-0.5 + 0.0 + 0.5) / 3)
-    assert retrieval.low is not None
-    assert math.isfinite(retrieval.low)
+    assert (loss.score, loss.interval) == (0.25, None)
+    assert retrieval.score == pytest.approx((-0.5 + 0.0 + 0.5) / 3)
+    assert retrieval.interval is not None
+    assert all(map(math.isfinite, retrieval.interval))
 
 
 def test_lines_of_another_program_are_named(tmp_path: Path) -> None:

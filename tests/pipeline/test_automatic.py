@@ -10,9 +10,9 @@ from rich.console import Console
 import pred
 from pipeline import automatic, store
 from pipeline.automatic import asked_of, settle
+from pipeline.checks import check_start
 from pipeline.distributed import Workers
 from pipeline.dry_run import dry_run, list_experiments
-from pipeline.model_loader import check_start
 from tasks.errors import UserError
 from tests.pipeline.small import config
 

@@ -1,62 +1,20 @@
-"""Several workers share records and experiments, and some of them die. Here they are objects of this process."""
+"""Several workers share records and experiments. Here they are objects of this process."""
 
 import csv
 import json
 import os
-import random
-import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import pred
 from pipeline import store
 from pipeline.config import ExperimentConfig
-from pipeline.dispatch import MOST_IN_VAIN, MOST_STARTS, Died, Dispatcher, Job
 from pipeline.engine import ModelEngine
 from pipeline.model_loader import EngineLoader
 from pipeline.runner import Outcome
-from pipeline.waiting import MOST_TRIES
-from pipeline.worker import Question, Reply, Worker
-from tasks.errors import UserError
+from pipeline.worker import Worker
+from tests.pipeline.fake_pool import FakePool, alone, experiments, files, run, settings, write_configurations
 from tests.pipeline.small import save_model
-
-Kills = Callable[[int, Question, tuple[Any, ...]], bool]
-
-
-class FakePool:
-    """`pipeline.dispatch.Pool` whose workers answer in the order of a seed. kills: whether one dies over a question."""
-
-    def __init__(self, size: int, seed: int = 0, kills: Kills = lambda *_: False) -> None:
-        self.size = size
-        self._chance = random.Random(seed)
-        self._kills = kills
-        self._workers = [Worker(Path.cwd()) for _ in range(size)]
-        self._asked: dict[int, tuple[Question, tuple[Any, ...]]] = {}
-        self.questions: list[tuple[int, Question, tuple[Any, ...]]] = []
-        self.renewed: list[int] = []
-
-    def ask(self, worker: int, question: Question, *arguments: Any) -> None:
-        assert worker not in self._asked, "one question at a time"
-        self._asked[worker] = question, arguments
-        self.questions.append((worker, question, arguments))
-
-    def wait(self) -> Iterator[tuple[int, Reply | Died]]:
-        if self._asked:
-            worker = self._chance.choice(sorted(self._asked))
-            question, arguments = self._asked.pop(worker)
-            killed = self._kills(worker, question, arguments)
-            yield worker, Died("it was killed") if killed else self._workers[worker].answer(question, arguments)
-
-    def renew(self, worker: int) -> None:
-        self.renewed.append(worker)
-        self._workers[worker] = Worker(Path.cwd())
-
-    def count(self, question: Question) -> int:
-        return sum(each[1] == question for each in self.questions)
 
 
 @pytest.fixture(scope="module")
@@ -66,51 +24,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with the configuration of an experiment of 8 records, and that of a sweep."""
+    """A working directory with configurations."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "one.toml").write_text(
-        f'model = "{model}"\nexp_name = "dpi-tiny"\nmethod = "dpi"\ntask = "needle"\nmax_pe = 256\n{ONE}'
-        "[params]\nchunk_coe = 16\nlocal_window = 8\n"
-    )
-    (tmp_path / "sweep.toml").write_text(
-        f'{ONE}[sweep]\ntasks = ["needle"]\nmethods = ["dpi", "repro_ntk", "repro_original"]\n'
-        f'[[sweep.models]]\nmodel = "{model}"\nname = "tiny"\nwindows = [64]\ntargets = [224, 256]\n'
-        "[sweep.params.dpi]\nchunk_coe = 16\nlocal_window = 8\n[sweep.params.repro_ntk]\nfactor = 4.0\n"
-    )
+    write_configurations(tmp_path, model)
     return tmp_path
-
-
-ONE = "max_new_tokens = 3\nlimit = 8\nmin_k = 0.15\nmax_k = 0.2\ngap = 0.05\ntimes = 1\n"
-"""Of needle: eight prompts of some 150 to 200 tokens."""
-
-
-def experiments(*arguments: str, cfg: str = "one.toml") -> list[ExperimentConfig]:
-    return pred.read_experiments(Path(cfg), list(arguments), [])[0]
-
-
-def run(
-    pool: FakePool, cfgs: list[ExperimentConfig], results: Path, *, overwrite: bool = False
-) -> list[tuple[Job, dict[str, Outcome]]]:
-    found = list(Dispatcher(pool, results, overwrite=overwrite).run([(cfg, cfg.exp_name) for cfg in cfgs]))
-    assert not list(results.rglob(".part-*"))
-    return found
-
-
-def alone(results: str, cfg: str = "one.toml", *arguments: str) -> Path:
-    """The results of one process."""
-    assert pred.main(["--cfg", cfg, "--results", results, *arguments]) == 0
-    return Path(results)
-
-
-def files(results: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(results)): path.read_bytes() for path in sorted(results.rglob("*.jsonl"))}
-
-
-def settings(results: Path) -> list[dict[str, Any]]:
-    """Run records without what differs from run to run."""
-    changing = ("started", "resumed", "processes")
-    found = [json.loads(path.read_text()) for path in sorted(results.rglob("run.json"))]
-    return [{key: value for key, value in each.items() if key not in changing} for each in found]
 
 
 @pytest.mark.parametrize("keys", [(), ("batch_size=3",)], ids=["one by one", "batches"])
@@ -128,61 +45,6 @@ def test_several_workers_give_the_files_of_one_process(place: Path, keys: tuple[
     assert len({worker for worker, question, _ in pool.questions if question == "begin"}) == 3
     with store.lock(folder):
         pass
-
-
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("rows", [1, 3])
-def test_records_of_a_killed_worker_go_to_others(place: Path, seed: int, rows: int) -> None:
-    """Half of all questions about records kill the worker, until eight have died."""
-    chance, deaths = random.Random(seed), Counter[str]()
-
-    def kills(worker: int, question: Question, arguments: tuple[Any, ...]) -> bool:
-        if question in ("begin", "go_on") and deaths.total() < 8 and chance.random() < 0.5:
-            deaths[question] += 1
-            return True
-        return False
-
-    pool = FakePool(3, seed, kills)
-    [(_, outcomes)] = run(pool, experiments(f"batch_size={rows}"), place / "three")
-    assert outcomes == {"needle": Outcome(8, 0, 0)} or deaths.total() >= MOST_TRIES
-    assert len(pool.renewed) == deaths.total() >= 4
-    found = {line["id"]: line for line in store.read_lines(place / "three/needle/pred/dpi-tiny/needle.jsonl")}
-    wanted = store.read_lines(alone("one") / "needle/pred/dpi-tiny/needle.jsonl")
-    assert list(found) == [line["id"] for line in wanted], "each once, in order"
-    rows_of_times = csv.DictReader((place / "three/needle/pred/dpi-tiny/times.csv").open())
-    assert sorted(row["id"] for row in rows_of_times) == sorted(found), "what has a line is not predicted again"
-    for line in wanted:
-        assert store.is_failed(found[line["id"]]) or found[line["id"]] == line
-
-
-@pytest.mark.parametrize("rows", [1, 3])
-def test_a_record_that_kills_every_worker_has_failed_and_the_others_have_not(
-    place: Path, rows: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    wanted = {line["id"]: line for line in store.read_lines(alone("one") / "needle/pred/dpi-tiny/needle.jsonl")}
-    poison = sorted(wanted)[3]
-    dead = []
-
-    def kills(worker: int, question: Question, arguments: tuple[Any, ...]) -> bool:
-        hit = question == "begin" and any(record["id"] == poison for record in arguments[2])
-        dead.append(worker) if hit else None
-        return hit
-
-    [(_, outcomes)] = run(FakePool(2, 5, kills), experiments(f"batch_size={rows}"), place / "two")
-    assert outcomes == {"needle": Outcome(8, 1, 0)}
-    assert len(dead) == MOST_TRIES
-    path = place / "two/needle/pred/dpi-tiny/needle.jsonl"
-    found = {line["id"]: line for line in store.read_lines(path)}
-    assert found.pop(poison)["error"] == f"{MOST_TRIES} workers died over it; the last one: it was killed"
-    assert found == {identity: line for identity, line in wanted.items() if identity != poison}
-    assert f"record {poison} failed" in caplog.text
-
-    pool = FakePool(2)
-    run(pool, experiments(f"batch_size={rows}"), place / "two")
-    assert [[record["id"] for record in asked[2]] for _, question, asked in pool.questions if question == "begin"] == [
-        [poison]
-    ], "the same command tries only that one"
-    assert files(place / "two") == files(place / "one")
 
 
 def test_a_sweep_spreads_over_workers_and_each_model_is_loaded_where_it_is_needed(
@@ -219,67 +81,6 @@ def test_the_same_experiment_twice_runs_once(place: Path) -> None:
     assert len((place / "two/needle/pred/dpi-tiny/needle.jsonl").read_text().splitlines()) == 8
 
 
-def test_a_mistake_lets_what_is_under_way_end_and_nothing_else_begin(place: Path, model: Path) -> None:
-    (wrong := place / "wrong").mkdir()
-    for path in model.iterdir():
-        if path.suffix != ".safetensors":
-            shutil.copy(path, wrong)
-    cfgs = experiments("exp_name=a") + experiments("exp_name=b", f"model='{wrong}'") + experiments("exp_name=c")
-    with pytest.raises(UserError, match=r"^b: cannot load the model"):
-        run(FakePool(2), cfgs, place / "two")
-    assert len((place / "two/needle/pred/a/needle.jsonl").read_text().splitlines()) == 8
-    assert sorted(path.name for path in (place / "two/needle/pred").iterdir()) == ["a"], "nothing is written of others"
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_records_of_an_experiment_that_ended_in_a_mistake_go_nowhere(
-    place: Path, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
-    """Also where the worker that had them dies while it turns to another experiment."""
-    mistakes: list[Worker] = []
-    go_on = Worker.go_on
-
-    def mistaken(worker: Worker) -> Any:
-        assert worker._batches is not None
-        if worker._batches[0].exp_name == "a":
-            mistakes.append(worker)
-            raise UserError("a book is gone")
-        return go_on(worker)
-
-    monkeypatch.setattr(Worker, "go_on", mistaken)
-    died: list[int] = []
-
-    def kills(worker: int, question: Question, arguments: tuple[Any, ...]) -> bool:
-        dies = bool(mistakes) and not died and question == "prepare" and arguments[0].exp_name == "b"
-        died.extend([worker] * dies)
-        return dies
-
-    cfgs = experiments("exp_name=a") + experiments("exp_name=b", "seed=7")
-    with pytest.raises(UserError, match="a: a book is gone"):
-        run(FakePool(2, seed, kills), cfgs, place / "two")
-    lines = (place / "two/needle/pred/b/needle.jsonl").read_text().splitlines()
-    wanted = alone("one", "one.toml", "--set=exp_name=b", "--set=seed=7") / "needle/pred/b/needle.jsonl"
-    assert lines == wanted.read_text().splitlines()
-
-
-def test_a_folder_that_another_run_holds_is_refused(place: Path) -> None:
-    folder = place / "two/needle/pred/dpi-tiny"
-    folder.mkdir(parents=True)
-    with store.lock(folder), pytest.raises(UserError, match="another process is writing"):
-        run(FakePool(2), experiments(), place / "two")
-    run(FakePool(2), experiments(), place / "two")
-
-
-def test_what_was_made_otherwise_is_refused_and_left_alone(place: Path) -> None:
-    run(FakePool(2), experiments("limit=3"), place / "two")
-    before = files(place / "two")
-    with pytest.raises(UserError, match=r"another configuration: params\.chunk_coe was 16, is 32"):
-        run(FakePool(2), experiments("params.chunk_coe=32"), place / "two")
-    assert files(place / "two") == before
-    run(FakePool(2), experiments("params.chunk_coe=32"), place / "two", overwrite=True)
-    assert files(place / "two") != before
-
-
 def test_a_run_goes_on_and_loads_nothing_where_all_is_done(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone("two", "one.toml", "--limit", "3")
     pool = FakePool(2)
@@ -288,52 +89,6 @@ def test_a_run_goes_on_and_loads_nothing_where_all_is_done(place: Path, monkeypa
     monkeypatch.setattr(EngineLoader, "_load", lambda self, cfg: pytest.fail("nothing is to be loaded"))
     [(_, outcomes)] = run(FakePool(2), experiments(), place / "two")
     assert outcomes == {"needle": Outcome(8, 0, 0)}
-
-
-@pytest.mark.parametrize("question", ["hello", "check", "prepare"])
-def test_workers_that_die_before_they_predict_end_the_run(place: Path, question: Question) -> None:
-    pool = FakePool(2, 3, lambda worker, asked, _: asked == question)
-    with pytest.raises(UserError, match="end before they predict anything; the last one: it was killed"):
-        run(pool, experiments(), place / "two")
-    assert not (place / "two").exists()
-    assert len(pool.renewed) == 2 * (MOST_STARTS - 1)
-
-
-def test_one_worker_that_never_starts_does_not_hold_the_others_up(place: Path) -> None:
-    pool = FakePool(3, 3, lambda worker, asked, _: worker == 1)
-    [(_, outcomes)] = run(pool, experiments(), place / "two")
-    assert outcomes == {"needle": Outcome(8, 0, 0)}
-    assert pool.renewed == [1] * (MOST_STARTS - 1)
-
-
-def test_deaths_without_end_end_the_run(place: Path) -> None:
-    pool = FakePool(2, 3, lambda worker, asked, _: asked == "begin")
-    with pytest.raises(UserError, match="end before they predict anything"):
-        run(pool, experiments(), place / "two")
-    assert len(pool.renewed) == MOST_IN_VAIN - 1
-    run(FakePool(2), experiments(), place / "two")
-    alone("one")
-    found = place / "two/needle/pred/dpi-tiny/needle.jsonl"
-    assert len({line["id"] for line in store.read_lines(found)}) == 8
-    assert files(place / "two") == files(place / "one")
-
-
-def test_a_worker_with_other_files_is_refused(place: Path) -> None:
-    """PG19's books are read where the model is."""
-    (place / "books").mkdir()
-    book = place / "books" / "a.txt"
-    book.write_text("the grass is green " * 40)
-    text = Path("one.toml").read_text().replace(ONE, 'data_dir = "books"\n').replace("needle", "pg19")
-    Path("pg19.toml").write_text(text)
-
-    def changes(worker: int, question: Question, arguments: tuple[Any, ...]) -> bool:
-        if question == "begin":
-            book.write_text("the sky is blue " * 40)
-        return False
-
-    with pytest.raises(UserError, match=r"^dpi-tiny: data_dir = 'books' has other files on .*; share the folder"):
-        run(FakePool(2, 0, changes), experiments(cfg="pg19.toml"), place / "two")
-    assert not any(files(place / "two").values())
 
 
 def test_relative_paths_are_those_of_the_run(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

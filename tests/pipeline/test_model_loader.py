@@ -11,11 +11,13 @@ from models.DPI import dpi
 from models.DPI.loading import check_attention, default_dtype
 from models.DPI.methods import build_method
 from pipeline import model_loader
+from pipeline.checks import Start, check_start
 from pipeline.config import ExperimentConfig
 from pipeline.distributed import Workers
 from pipeline.dry_run import count_prompts
 from pipeline.experiment import read_records
-from pipeline.model_loader import EngineLoader, Start, check_start, read_model_config
+from pipeline.model_files import read_model_config
+from pipeline.model_loader import EngineLoader
 from tasks import get_task
 from tasks.errors import UserError
 from tests.pipeline.small import config, save_model

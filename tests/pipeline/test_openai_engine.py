@@ -218,10 +218,12 @@ def test_a_run_goes_on_with_the_server_that_it_began_with(
     server.faults.extend([None, None, None, status(400)])
     assert predict("r", dtype="fp32") == EXIT_FAILED_RECORDS
     server.says = served(folder, version="vLLM 0.33.0")
+    before = {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()}
     with pytest.raises(
         UserError, match=r"decoded with other settings: generation\.served\.version was 'vLLM 0\.32\.0'"
     ):
         predict("r", dtype="fp32")
+    assert {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()} == before
     with pytest.raises(UserError, match="engine was 'openai', is 'transformers'"):
         predict("r", engine="transformers")
 
@@ -229,6 +231,11 @@ def test_a_run_goes_on_with_the_server_that_it_began_with(
 def test_a_model_that_the_server_calls_otherwise(server: FakeServer, predict: Predict, folder: Path) -> None:
     server.says = served(folder, model="/elsewhere/tiny")
     assert predict("r", served_model="/elsewhere/tiny", limit=1) == 0
+    server.says = served(folder, model="/another/tiny")
+    asked = len(server.asked)
+    with pytest.raises(UserError, match="served_model was '/elsewhere/tiny', is '/another/tiny'"):
+        predict("r", served_model="/another/tiny", limit=2)
+    assert len(server.asked) == asked, "what the configuration says is enough to refuse it"
 
 
 def test_a_dry_run_asks_the_server_and_writes_nothing(

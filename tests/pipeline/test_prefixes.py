@@ -17,11 +17,11 @@ from models.DPI.methods import METHODS
 from models.DPI.patches.generation import static_cache
 from pipeline import engine as engine_module
 from pipeline import prefixes
+from pipeline.checks import check_start
 from pipeline.config import build_config
 from pipeline.engine import ModelEngine
 from pipeline.experiment import run_experiment
-from pipeline.model_loader import check_start
-from pipeline.prefixes import KeptCache, common
+from pipeline.prefixes import KeptCache
 from tasks.base import Request
 from tasks.errors import UserError
 from tests.models.DPI.helpers import CHUNKS, PARAMS
@@ -275,7 +275,6 @@ def test_a_cache_that_cannot_be_cut_is_dropped() -> None:
     kept.keep([1, 2, 3, 4], static_cache(engine.model, 9))  # nothing was fed to it
     assert kept.take([1, 2, 3, 5], 9, static=True) is None
     assert not kept
-    assert [common([1, 2, 3], [1, 2, 4]), common([], [1]), common([1, 2], [1, 2, 3])] == [2, 0, 2]
 
 
 def leval_rows(folder: Path) -> Path:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from models.DPI.methods import METHODS, methods_of_the_paper
 from pipeline import sweep
+from pipeline.checks import check_method
 from pipeline.config import ExperimentConfig, build_config, read_toml
-from pipeline.model_loader import check_method
 from tasks.errors import UserError
 
 EXPCFG = Path(__file__).parents[2] / "expcfg"

@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from pipeline.model_loader import read_tokenizer
+from pipeline.model_files import read_tokenizer
 from tasks.chat import chat_ids
 from tasks.errors import UserError
 from tasks.ruler_prompts import DatasetName, Sample, fit, tokens_to_generate
