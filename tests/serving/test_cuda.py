@@ -298,9 +298,9 @@ def test_pieces_are_done_soon(tiles: list[int]) -> None:
 
 def test_the_workspace_holds_what_a_layer_makes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted as it is allocated, with a budget for rotated keys that three tables of four do not fit."""
-    monkeypatch.setattr("models.DPI.attention.kernels.tiles._KEY_BYTES", 1)
-    monkeypatch.setattr("vllm_gali.gali_kernels._KEY_BYTES", 1)
-    monkeypatch.setattr("vllm_gali.gali_kernels._CACHED_KEYS", 0)  # tables are kept by the first layer for all
+    monkeypatch.setattr("models.DPI.attention.kernels.tiles.KEY_BYTES", 1)
+    monkeypatch.setattr("vllm_gali.gali_kernels.KEY_BYTES", 1)
+    monkeypatch.setattr("vllm_gali.gali_kernels.CACHED_KEYS", 0)  # tables are kept by the first layer for all
     case = Case("workspace", requests=((300, 41),), heads=(4, 2), window=32)
     cache = Paged(case)
     made: list[int] = []
