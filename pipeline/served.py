@@ -183,7 +183,8 @@ class Expected:
             "model": cfg.served_model or (str(Path(folder).resolve()) if start.local else folder),
             "logprobs": "raw_logprobs",
         }
-        if cfg.engine == "vllm":  # which this process starts, and which calls a model of the hub by its folder offline
+        self._own = cfg.engine == "vllm"
+        if self._own:  # this process starts it, and it calls a model of the hub by its folder offline
             del self._asked["model"]
         if cfg.dtype is not None:
             self._asked["dtype"] = cfg.dtype
@@ -207,6 +208,11 @@ class Expected:
         return found
 
     def _remedy(self) -> str:
+        if self._own:
+            return (
+                "install the plug-in of serving/ where this runs, see docs/serving.md, and let VLLM_PLUGINS, if it is "
+                "set, name gali"
+            )
         settings = {name: self._asked[name] for name in ("method", "params", "window")}
         return (
             f"start vLLM with the plug-in of serving/, --model {self._asked['model']} and --additional-config "

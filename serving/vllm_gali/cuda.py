@@ -179,8 +179,8 @@ def workspace(shape: Shape, bands: int, length: int, queries: int) -> int:
 
     bands: of a segment. length: tokens of a request at most. queries: of a step at most.
     """
-    from vllm_gali.gali_kernels import _CACHED_KEYS, _KEY_BYTES
+    from vllm_gali.gali_kernels import CACHED_KEYS, KEY_BYTES
 
     keys = 2 * shape.kv_heads * length * shape.head_dim
-    tables = 4 * shape.head_dim * _CACHED_KEYS  # cosines and sines of keys, fp32
-    return tables + keys + max(bands * keys, _KEY_BYTES) + 2 * (bands + 1) * queries * shape.heads * shape.head_dim
+    tables = 4 * shape.head_dim * CACHED_KEYS  # cosines and sines of keys, fp32
+    return tables + keys + max(bands * keys, KEY_BYTES) + 2 * (bands + 1) * queries * shape.heads * shape.head_dim

@@ -13,14 +13,14 @@ import triton.language as tl
 from torch import Tensor
 
 from vllm_gali.gali_kernels import (
-    _accumulate,
-    _merge,
-    _merge_warps,
-    _rotate,
-    _rotate_back,
-    _row,
-    _score,
+    accumulate,
+    load_row,
+    merge,
+    merge_warps,
     on,
+    rotate,
+    rotate_back,
+    score,
     softcap_factors,
 )
 from vllm_gali.pieces import WARPS, Step, load_piece
@@ -138,17 +138,17 @@ def _walk(
         used = (offset < step)[:, :, None] & inside[None, None, :]
         c_key, s_key = tl.load(piece.cos + near, mask=used, other=0.0), tl.load(piece.sin + near, mask=used, other=0.0)
         first_key = piece.low * step
-        c_low = _row(piece.cos, first_key, HALF, BLOCK_HALF)
-        s_low = _row(piece.sin, first_key, HALF, BLOCK_HALF)
-        c_step = _row(piece.cos, step, HALF, BLOCK_HALF)
-        s_step = _row(piece.sin, step, HALF, BLOCK_HALF)
-    q_low, q_high = _rotate(q_low, q_high, c_query, s_query)
+        c_low = load_row(piece.cos, first_key, HALF, BLOCK_HALF)
+        s_low = load_row(piece.sin, first_key, HALF, BLOCK_HALF)
+        c_step = load_row(piece.cos, step, HALF, BLOCK_HALF)
+        s_step = load_row(piece.sin, step, HALF, BLOCK_HALF)
+    q_low, q_high = rotate(q_low, q_high, c_query, s_query)
     if RELATIVE:
         # Leaves the tables in the layout of the tensor cores, see `decode._walk`.
         zero_m = tl.zeros([WARPS, BN // WARPS, 16], dtype)
         zero_n = tl.zeros([WARPS, 16, BLOCK_HALF], dtype)
         c_key, s_key = tl.dot(zero_m, zero_n, c_key), tl.dot(zero_m, zero_n, s_key)
-        q_low, q_high = _rotate_back(q_low, q_high, c_low, s_low)
+        q_low, q_high = rotate_back(q_low, q_high, c_low, s_low)
     acc = tl.zeros([WARPS, BLOCK_D, BLOCK_GROUP], tl.float32)
     top = tl.full([WARPS, BLOCK_GROUP], -1.0e30, tl.float32)
     total = tl.zeros([WARPS, BN // WARPS, BLOCK_GROUP], tl.float32)
@@ -157,7 +157,7 @@ def _walk(
         a = tl.broadcast_to(q_low.to(dtype), [WARPS, BLOCK_HALF, BLOCK_GROUP])
         b = tl.broadcast_to(q_high.to(dtype), [WARPS, BLOCK_HALF, BLOCK_GROUP])
         if RELATIVE:  # for the next tile
-            q_low, q_high = _rotate_back(q_low, q_high, c_step, s_step)
+            q_low, q_high = rotate_back(q_low, q_high, c_step, s_step)
         else:
             used = (first_key + offset < piece.stop)[:, :, None] & inside[None, None, :]
             c_key = tl.load(piece.cos + first_key * HALF + near, mask=used, other=0.0)
@@ -165,11 +165,11 @@ def _walk(
         key = first_key + offset
         place = _places(cache, blocks, key, piece.stop, cache_block, cache_token, PAGE)
         k_low, k_high, value = _load_tile(place, HALF, BLOCK_HALF, BLOCK_D)
-        logits = _score(k_low, k_high, c_key, s_key, a, b) * factor
+        logits = score(k_low, k_high, c_key, s_key, a, b) * factor
         seen = (offset < step) & (key >= piece.start) & (key < piece.stop)
         logits = tl.where(seen[:, :, None], logits, float("-inf"))
-        acc, top, total = _accumulate(logits, value, acc, top, total)
-    return _merge_warps(acc, top, total, BLOCK_D, BLOCK_GROUP, WARPS)
+        acc, top, total = accumulate(logits, value, acc, top, total)
+    return merge_warps(acc, top, total, BLOCK_D, BLOCK_GROUP, WARPS)
 
 
 @triton.jit
@@ -219,8 +219,8 @@ def decode_pages_kernel(
         source = q + piece.token.to(tl.int64) * q_token + head[None, None, :] * q_head + column
         q_low = tl.load(source, mask=column < HALF, other=0.0).to(tl.float32)
         q_high = tl.load(source + HALF, mask=column < HALF, other=0.0).to(tl.float32)
-        c_query = _row(queries, 2 * piece.table, HALF, BLOCK_HALF)
-        s_query = _row(queries, 2 * piece.table + 1, HALF, BLOCK_HALF)
+        c_query = load_row(queries, 2 * piece.table, HALF, BLOCK_HALF)
+        s_query = load_row(queries, 2 * piece.table + 1, HALF, BLOCK_HALF)
         mean, log_total = _walk(
             piece,
             q_low,
@@ -254,7 +254,7 @@ def decode_pages_kernel(
         arrival = arrivals + piece.row * num_kv_heads + kv_head
         if tl.atomic_add(arrival, 1, sem="acq_rel") == piece.share - 1:
             tl.store(arrival, 0)  # for the next launch
-            _merge(
+            merge(
                 parts,
                 log_totals,
                 out + piece.token.to(tl.int64) * out_token + kv_head * GROUP * out_head,

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from vllm_gali.gali import Band, Segment
 from vllm_gali.gali_kernels import (
-    _MOST_TILES,
     DECODE_KEYS,
-    _multiprocessors,
-    _steps,
+    MOST_TILES,
+    count_multiprocessors,
+    cycle_step_of,
     power_of_2,
 )
 
@@ -191,7 +191,7 @@ def prepare(
     heads, kv_heads, head_dim = shape
     device = block_table.device
     bands, queries, key_tables = _bands_of(requests, device)
-    pieces = _cut(bands, _multiprocessors(device) / kv_heads)
+    pieces = _cut(bands, count_multiprocessors(device) / kv_heads)
     records, relative = pieces[:, :-1], pieces[:, -1] == 1
     most = int(records[:, _AT.share].max())
     by_size = (records[:, _AT.low] - records[:, _AT.high]).argsort(stable=True)  # programs begin in this order
@@ -241,7 +241,7 @@ def _bands_of(
         seen = [band for band in segment.bands if band.start[0] < band.stop[0]]
         for band in seen or segment.bands[:1]:  # a query that sees no key gets zeros, from a piece without tiles
             start, stop = int(band.start[0]), int(band.stop[0])
-            cycle_step = _steps(band.keys)
+            cycle_step = cycle_step_of(band.keys)
             step = cycle_step or DECODE_KEYS
             cos, sin = band.key_tables(max(stop, DECODE_KEYS + 1), device)
             piece = Piece(
@@ -302,7 +302,7 @@ def _best_share(counts: Tensor, per_head: float) -> int:
     counts: (bands,) int64. per_head: multiprocessors for each key head. Each runs two programs at a time, which read
     what there is to read; one alone takes `_ALONE` of the time. A piece costs `_EACH` tiles besides its own.
     """
-    longest = min(int(counts.max()), _MOST_TILES)
+    longest = min(int(counts.max()), MOST_TILES)
     one, two = max(1, int(per_head)), max(1, int(2 * per_head))
     fewest = max(2, min(-(-int(counts.sum()) // (_TURNS * two)), longest))
     shares = torch.arange(fewest, max(fewest, longest) + 1)

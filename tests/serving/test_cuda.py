@@ -160,6 +160,8 @@ SMALL = [
     Case("wide heads", requests=((90, 1),), head_dim=256, heads=(1, 1)),
     Case("a stretch wider than a tile, and narrow ones", params={"chunk_coe": 1, "local_window": 5},
          requests=((230, 1), (6, 1), (20, 1)), window=8),
+    Case("heads of 112", requests=((90, 1), (70, 9)), head_dim=112),
+    Case("heads of 192", requests=((90, 1), (70, 9)), head_dim=192, heads=(1, 1)),
     Case("chunked prefill", requests=((150, 37), (70, 70)), heads=(4, 2)),
     Case("prefill and decoding", requests=((90, 1), (131, 20), (64, 0), (33, 1)), page=32),
     Case("prefill, SelfExtend", "repro_se", {"group_size": 7, "window_size": 40}, ((133, 31),), 96),
@@ -296,9 +298,9 @@ def test_pieces_are_done_soon(tiles: list[int]) -> None:
 
 def test_the_workspace_holds_what_a_layer_makes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted as it is allocated, with a budget for rotated keys that three tables of four do not fit."""
-    monkeypatch.setattr("models.DPI.attention.kernels.tiles._KEY_BYTES", 1)
-    monkeypatch.setattr("vllm_gali.gali_kernels._KEY_BYTES", 1)
-    monkeypatch.setattr("vllm_gali.gali_kernels._CACHED_KEYS", 0)  # tables are kept by the first layer for all
+    monkeypatch.setattr("models.DPI.attention.kernels.tiles.KEY_BYTES", 1)
+    monkeypatch.setattr("vllm_gali.gali_kernels.KEY_BYTES", 1)
+    monkeypatch.setattr("vllm_gali.gali_kernels.CACHED_KEYS", 0)  # tables are kept by the first layer for all
     case = Case("workspace", requests=((300, 41),), heads=(4, 2), window=32)
     cache = Paged(case)
     made: list[int] = []

@@ -41,7 +41,7 @@ def wait_for(is_so: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("how", ["input ends", "the test is killed", "the command ends"])
+@pytest.mark.parametrize("how", ["input ends", "the test is killed", "the command ends", "SIGINT", "SIGTERM", "SIGHUP"])
 def test_nothing_stays(tmp_path: Path, how: str) -> None:
     ids = tmp_path / "ids"
     guarded = [sys.executable, "-m", "tests.serving.guard", sys.executable, "-c", STAYS, str(ids)]
@@ -53,11 +53,20 @@ def test_nothing_stays(tmp_path: Path, how: str) -> None:
         between = between.replace(
             "p.stdin.close()", f"import os\nwhile not os.path.exists({str(ids)!r}): time.sleep(0.05)\np.stdin.close()"
         )
-    process = subprocess.Popen([sys.executable, "-c", between], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    if how.startswith("SIG"):  # pytest takes its time
+        between = f"import signal\nsignal.signal(signal.{how}, lambda *_: None)\n{between}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", between],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
     try:
         wait_for(ids.exists)
         if how == "the test is killed":
             process.send_signal(signal.SIGKILL)
+        elif how.startswith("SIG"):  # to the whole group, as a terminal and `timeout` send them
+            os.killpg(process.pid, signal.Signals[how])
         started = [int(number) for number in ids.read_text().split()]
         wait_for(lambda: not any(lives(number) for number in started))
     finally:

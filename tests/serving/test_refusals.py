@@ -167,7 +167,11 @@ def test_a_device_without_attention(configure: Configure, monkeypatch: pytest.Mo
     [
         ({}, {}, "dtype = 'float32'; the kernels for CUDA take bfloat16 and float16"),
         ({"dtype": "bfloat16", "kv_cache_dtype": "float16"}, {}, "kv_cache_dtype = 'float16' and dtype = 'bfloat16'"),
-        ({"dtype": "bfloat16"}, {"head_dim": 72}, "head_dim = 72; the kernels for CUDA take 64, 80, 96, 128, 256"),
+        (
+            {"dtype": "bfloat16"},
+            {"head_dim": 72},
+            "head_dim = 72; the kernels for CUDA take 64, 80, 96, 112, 128, 192, 256",
+        ),
         ({"dtype": "float16", "kv_cache_dtype": "fp8"}, {}, "kv_cache_dtype = 'fp8'"),
     ],
 )

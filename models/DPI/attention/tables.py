@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Keys whose tables are kept per set of frequencies, 1 GiB at 64 frequencies. GALI uses two tables at a time; chunk-free
 # prefill passes through one for each s in every layer, at 131,072 tokens and W = 8,192 over 1.4 million keys in all.
-_CACHED_KEYS = 1 << 21
+CACHED_KEYS = 1 << 21
 # Tables grow in steps of this many keys, so that decoding rebuilds one only once in so many tokens.
 _GROWTH = 1024
 
@@ -124,7 +124,7 @@ class Frequencies:
         kept = list(self._tables.items())  # other threads may change the original
         total = keys + sum(cos.shape[0] for _, (cos, _) in kept)
         for slot, (cos, _) in kept[:-1]:
-            if total <= _CACHED_KEYS:
+            if total <= CACHED_KEYS:
                 return
             self._tables.pop(slot, None)
             total -= cos.shape[0]

@@ -81,20 +81,20 @@ def attend_one(
 
 
 @triton.jit
-def _row(table, row, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr):
+def load_row(table, row, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr):
     """A row of a table, (1, D/2, 1)."""
     column = tl.arange(0, BLOCK_HALF)
     return tl.load(table + row * HALF + column, mask=column < HALF, other=0.0)[None, :, None]
 
 
 @triton.jit
-def _rotate(low, high, c, s):
+def rotate(low, high, c, s):
     """Halves of heads, rotated by cosines and sines."""
     return low * c - high * s, high * c + low * s
 
 
 @triton.jit
-def _rotate_back(low, high, c, s):
+def rotate_back(low, high, c, s):
     """Halves of heads, rotated the other way."""
     return low * c + high * s, high * c - low * s
 
@@ -123,7 +123,7 @@ def _load_tile(
 
 
 @triton.jit
-def _score(k_low, k_high, c_key, s_key, q_low, q_high):
+def score(k_low, k_high, c_key, s_key, q_low, q_high):
     """Products (warps, keys, heads) of a tile's keys, rotated here, with the rotated queries."""
     x, y = k_low.to(tl.float32), k_high.to(tl.float32)
     products = tl.dot((x * c_key - y * s_key).to(k_low.dtype), q_low)
@@ -131,7 +131,7 @@ def _score(k_low, k_high, c_key, s_key, q_low, q_high):
 
 
 @triton.jit
-def _accumulate(logits, value, acc, top, total):
+def accumulate(logits, value, acc, top, total):
     """Add a tile of logits (warps, keys, heads) and its values (warps, D, keys) to the warps' running softmaxes."""
     new_top = tl.maximum(top, tl.max(logits, 1))
     p = tl.exp2(logits - new_top[:, None, :])
@@ -142,7 +142,7 @@ def _accumulate(logits, value, acc, top, total):
 
 
 @triton.jit
-def _merge_warps(acc, top, total, BLOCK_D: tl.constexpr, BLOCK_GROUP: tl.constexpr, WARPS: tl.constexpr):
+def merge_warps(acc, top, total, BLOCK_D: tl.constexpr, BLOCK_GROUP: tl.constexpr, WARPS: tl.constexpr):
     """The softmax over the keys of all warps: the weighted mean of values, the base-2 logarithm of the weights' sum."""
     whole = tl.max(top, 0)
     weight = tl.exp2(top - whole[None, :])
@@ -207,16 +207,19 @@ def _walk(
         # All loads come before the first use of one.
         c_key, s_key = tl.load(piece.cos + near, mask=used, other=0.0), tl.load(piece.sin + near, mask=used, other=0.0)
         first_key = piece.low * step
-        c_low, s_low = _row(piece.cos, first_key, HALF, BLOCK_HALF), _row(piece.sin, first_key, HALF, BLOCK_HALF)
-        c_step, s_step = _row(piece.cos, step, HALF, BLOCK_HALF), _row(piece.sin, step, HALF, BLOCK_HALF)
-    q_low, q_high = _rotate(q_low, q_high, c_query, s_query)
+        c_low, s_low = (
+            load_row(piece.cos, first_key, HALF, BLOCK_HALF),
+            load_row(piece.sin, first_key, HALF, BLOCK_HALF),
+        )
+        c_step, s_step = load_row(piece.cos, step, HALF, BLOCK_HALF), load_row(piece.sin, step, HALF, BLOCK_HALF)
+    q_low, q_high = rotate(q_low, q_high, c_query, s_query)
     if RELATIVE:
         # Adding a product of zeros leaves the tables in the layout of the tensor cores, where rotated keys are needed:
         # the compiler would rotate keys in the layout of the tables' loads, and move them through shared memory.
         zero_m = tl.zeros([WARPS, BN // WARPS, 16], DTYPE)
         zero_n = tl.zeros([WARPS, 16, BLOCK_HALF], DTYPE)
         c_key, s_key = tl.dot(zero_m, zero_n, c_key), tl.dot(zero_m, zero_n, s_key)
-        q_low, q_high = _rotate_back(q_low, q_high, c_low, s_low)
+        q_low, q_high = rotate_back(q_low, q_high, c_low, s_low)
     acc = tl.zeros([WARPS, BLOCK_D, BLOCK_GROUP], tl.float32)
     top = tl.full([WARPS, BLOCK_GROUP], -1.0e30, tl.float32)
     total = tl.zeros([WARPS, BN // WARPS, BLOCK_GROUP], tl.float32)
@@ -225,7 +228,7 @@ def _walk(
         a = tl.broadcast_to(q_low.to(DTYPE), [WARPS, BLOCK_HALF, BLOCK_GROUP])
         b = tl.broadcast_to(q_high.to(DTYPE), [WARPS, BLOCK_HALF, BLOCK_GROUP])
         if RELATIVE:  # for the next tile
-            q_low, q_high = _rotate_back(q_low, q_high, c_step, s_step)
+            q_low, q_high = rotate_back(q_low, q_high, c_step, s_step)
         else:
             used = (first_key + offset < piece.stop)[:, :, None] & inside[None, None, :]
             c_key = tl.load(piece.cos + first_key * HALF + near, mask=used, other=0.0)
@@ -233,7 +236,7 @@ def _walk(
         k_low, k_high, value = _load_tile(
             keys, values, batch, kv_head, piece.left + first_key, HALF, BLOCK_HALF, BLOCK_D, BN, WARPS, 2 * HALF + REST
         )
-        products = _score(k_low, k_high, c_key, s_key, a, b)
+        products = score(k_low, k_high, c_key, s_key, a, b)
         if REST > 0:
             k_rest = load_rows_of_warps(
                 key_rests,
@@ -252,8 +255,8 @@ def _walk(
             logits += noise_of_query(pool, rows, piece.query, key, slope, level, piece.period, POOL)
         seen = (offset < step) & (key >= piece.start) & (key < piece.stop)
         logits = tl.where(seen[:, :, None], logits, float("-inf"))
-        acc, top, total = _accumulate(logits, value, acc, top, total)
-    return _merge_warps(acc, top, total, BLOCK_D, BLOCK_GROUP, WARPS)
+        acc, top, total = accumulate(logits, value, acc, top, total)
+    return merge_warps(acc, top, total, BLOCK_D, BLOCK_GROUP, WARPS)
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -315,8 +318,8 @@ def decode_kernel(
     q_high = tl.load(source + HALF + column, mask=column < HALF, other=0.0).to(tl.float32)
     numbers += batch * (1 + BANDS * (1 + 2 * HALF))
     of_band = numbers + 1 + piece.band * (1 + 2 * HALF)
-    c_query = _row(of_band + 1, 0, HALF, BLOCK_HALF)
-    s_query = _row(of_band + 1, 1, HALF, BLOCK_HALF)
+    c_query = load_row(of_band + 1, 0, HALF, BLOCK_HALF)
+    s_query = load_row(of_band + 1, 1, HALF, BLOCK_HALF)
     q_rest = q_low
     if REST > 0:
         other = tl.arange(0, BLOCK_REST)[None, :, None]
@@ -369,7 +372,7 @@ def decode_kernel(
     tl.debug_barrier()
     if tl.atomic_add(arrivals + plane, 1, sem="acq_rel") == splits - 1:
         tl.store(arrivals + plane, 0)  # for the next launch
-        _merge(
+        merge(
             parts + plane * splits * BLOCK_D * BLOCK_MEMBERS,
             log_totals + plane * splits * BLOCK_MEMBERS,
             out + batch.to(tl.int64) * out_batch + kv_head * GROUP * out_head,
@@ -386,7 +389,7 @@ def decode_kernel(
 
 
 @triton.jit
-def _merge(
+def merge(
     parts,
     log_totals,
     out,

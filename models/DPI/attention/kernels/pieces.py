@@ -25,7 +25,7 @@ from models.DPI.attention.tables import KeyPositions
 DECODE_KEYS = 64
 _DECODE_WARPS = 4
 # Tiles of one program at most: its query rotates on by as many roundings, which is 3e-5 after 512.
-_MOST_TILES = 512
+MOST_TILES = 512
 # What a second program on each multiprocessor costs, in tiles: tables to read, parts to merge.
 _SECOND_PROGRAM = 1.5
 
@@ -212,7 +212,7 @@ def _lay_out(
     """Records and numbers of the batch's rows, key tables, whether bands are relative, and whether there is noise."""
     segments = [row.segments[-1] for row in plan.rows]
     num_bands = max(len(segment.bands) for segment in segments)
-    relative = all(_steps(band.keys) for segment in segments for band in segment.bands)
+    relative = all(cycle_step_of(band.keys) for segment in segments for band in segment.bands)
     half = segments[0].bands[0].frequencies.rotary_dim // 2
     numbers = torch.zeros(batch, 1 + num_bands * (1 + 2 * half))
     records: list[list[list[int]]] = [[] for _ in range(batch)]
@@ -223,7 +223,7 @@ def _lay_out(
         values = [torch.zeros(1) if segment.noise_std is None else segment.noise_std]
         for number, band in enumerate(segment.bands):
             start, stop = int(band.start[0]), int(band.stop[0])
-            step = _steps(band.keys) if relative else DECODE_KEYS
+            step = cycle_step_of(band.keys) if relative else DECODE_KEYS
             cos, sin = band.key_tables(max(stop, DECODE_KEYS + 1), device)
             key_tables.append((cos, sin))
             period = period_of(segment, band)
@@ -245,7 +245,7 @@ def _lay_out(
             whole.append([*piece])
             values.append(torch.as_tensor(band.logit_scale, dtype=torch.float32).reshape(1))
             values += [table[0] for table in band.query_tables(torch.device("cpu"))]
-        shares = _best_shares(tiles, _multiprocessors(device) / (batch * kv_heads))
+        shares = _best_shares(tiles, count_multiprocessors(device) / (batch * kv_heads))
         of_row = [_cut(whole[b], low, high) for b, low, high in shares]
         row_numbers = torch.cat(values)
         for member in row.rows:
@@ -311,11 +311,11 @@ def _shares(tiles: list[tuple[int, int]], most: int) -> list[tuple[int, int, int
     share = max(2, -(-sum(counts) // max(most, 1)))
     while share < max(counts) and sum(-(-count // share) for count in counts) > most:
         share += 1
-    share = min(share, _MOST_TILES)
+    share = min(share, MOST_TILES)
     return [(b, at, min(at + share, high)) for b, (low, high) in enumerate(tiles) for at in range(low, high, share)]
 
 
-def _steps(keys: KeyPositions) -> int:
+def cycle_step_of(keys: KeyPositions) -> int:
     """Keys of a tile that begins at a multiple of the cycle, so that its positions are p(first key) plus those of
     the first tile; 0 where there is no such tile."""
     cycle = keys.cycle
@@ -323,5 +323,6 @@ def _steps(keys: KeyPositions) -> int:
 
 
 @functools.lru_cache
-def _multiprocessors(device: torch.device) -> int:
+def count_multiprocessors(device: torch.device) -> int:
+    """Of a GPU; elsewhere a few, for Triton's interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

@@ -19,7 +19,7 @@ from models.DPI.attention.prepared import Launch, PreparedPrefill
 from models.DPI.attention.tables import KeyTable
 
 # Bytes of rotated keys held at a time: segments share a launch while their tables fit.
-_KEY_BYTES = 1 << 29
+KEY_BYTES = 1 << 29
 
 
 class Tile(NamedTuple):
@@ -133,7 +133,7 @@ def prepare(row: Row, key_bytes: int, tile: Tiling, device: torch.device) -> Pre
             noisy |= (period is not None) << b
             if period not in periods:
                 periods.append(period)
-    groups = _groups(segments, max(1, _KEY_BYTES // key_bytes))
+    groups = _groups(segments, max(1, KEY_BYTES // key_bytes))
     launches = tuple(_launch(group, first, num_bands, periods, tile, device) for group in groups)
     return PreparedPrefill(
         launches=launches,

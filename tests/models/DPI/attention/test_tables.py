@@ -163,7 +163,7 @@ def test_a_table_by_frequency_has_each_frequencys_own_column() -> None:
 
 def test_cached_tables_are_those_computed_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was asked for before: growing, shrinking, other positions, evicted tables."""
-    monkeypatch.setattr(tables, "_CACHED_KEYS", 8 * _GROWTH)
+    monkeypatch.setattr(tables, "CACHED_KEYS", 8 * _GROWTH)
     frequencies = Frequencies(_inv_freq())
     kinds = [KeyPositions(stretch=s, blend=True) for s in range(2, 16)]
     kinds += [KeyPositions(), KeyPositions(stretch=2), KeyPositions(period=7), KeyPositions(stretch=2, floor=True)]
@@ -189,7 +189,7 @@ def test_a_table_is_not_rebuilt_for_each_token() -> None:
 
 def test_threads_share_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Built, used and let go of by four threads that take turns all the time."""
-    monkeypatch.setattr(tables, "_CACHED_KEYS", 4 * _GROWTH)
+    monkeypatch.setattr(tables, "CACHED_KEYS", 4 * _GROWTH)
     frequencies = Frequencies(_inv_freq())
     fresh = {s: frequencies.tables(torch.arange(5).double() / s, CPU, blend=True)[0] for s in range(2, 14)}
     wrong: list[int] = []

@@ -274,7 +274,7 @@ def test_repeated_launches_agree() -> None:
 
 
 def test_tables_beyond_the_budget_go_in_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.DPI.attention.kernels.tiles._KEY_BYTES", 1)
+    monkeypatch.setattr("models.DPI.attention.kernels.tiles.KEY_BYTES", 1)
     Case("many launches", "dpi", 90, 90, 64, (1, 1), CHUNK_FREE, 32).run()
 
 

@@ -102,7 +102,7 @@ def test_gradients_are_those_of_the_definition(case: Case) -> None:
 
 
 def test_tables_beyond_the_budget_go_in_several_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.DPI.attention.kernels.tiles._KEY_BYTES", 1)
+    monkeypatch.setattr("models.DPI.attention.kernels.tiles.KEY_BYTES", 1)
     case = Case("many launches", "dpi", 150, 150, 64, (2, 1), CHUNK_FREE, 32)
     case.run()
     inputs, d_out, plan = case.draw()
@@ -124,7 +124,7 @@ def test_a_table_is_not_read_behind_its_end(monkeypatch: pytest.MonkeyPatch) -> 
         return found[0], found[1]
 
     monkeypatch.setattr(KeyTable, "of_keys", poisoned)
-    monkeypatch.setattr("models.DPI.attention.kernels.tiles._KEY_BYTES", 1)
+    monkeypatch.setattr("models.DPI.attention.kernels.tiles.KEY_BYTES", 1)
     Case("short tables", "dpi", 300, 300, 64, (2, 1), CHUNK_FREE, 32).run()
 
 
