@@ -24,15 +24,14 @@ LENGTHS = (100, 211, 256, 300, 447, 511, 512, 513, 640, 777, 900, 1024, 1201, 15
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those of a file, or of the server, run in one process. Skipped, and say so, where there is no vLLM."""
     absent = [name for name in ("vllm", "vllm_gali") if importlib.util.find_spec(name) is None]
     for item in items:
         if HERE not in item.path.parents or "vllm" not in item.keywords:
             continue
         with_server = isinstance(item, pytest.Function) and "server" in item.fixturenames
-        if config.pluginmanager.hasplugin("xdist"):  # the mark is its own
-            item.add_marker(pytest.mark.xdist_group("server" if with_server else item.path.stem))
+        item.add_marker(pytest.mark.xdist_group("server" if with_server else item.path.stem))
         if absent:
             item.add_marker(
                 pytest.mark.skip(reason=f"{' and '.join(absent)} cannot be imported; make test-vllm has them")
