@@ -65,10 +65,9 @@ docs: .docs/ready
 	.docs/bin/python -m pip install --quiet -r requirements-docs.txt
 	touch $@
 
-# Tests that share engines, or the server, stay in one process (tests/serving/conftest.py makes the groups). One core
-# each: kernels and engines take no more threads.
+# A file's tests stay in one process, which has its engines. One core each: kernels and engines take no more threads.
 test-vllm: .vllm/ready
-	OMP_NUM_THREADS=1 PYTHONPATH=.:serving VLLM_NO_USAGE_STATS=1 .vllm/bin/python -m pytest -n 2 --dist loadgroup \
+	OMP_NUM_THREADS=1 PYTHONPATH=.:serving VLLM_NO_USAGE_STATS=1 .vllm/bin/python -m pytest -n 2 --dist loadfile \
 		--timeout 600 --session-timeout 2400 -m vllm tests/serving
 
 # vLLM pins its own torch and transformers. The torchvision that it brings does not fit a CPU's torch.

@@ -23,17 +23,11 @@ HERE = Path(__file__).parent
 LENGTHS = (100, 211, 256, 300, 447, 511, 512, 513, 640, 777, 900, 1024, 1201, 1500, 1777, 2048, 2501, 3001, 4099, 8000)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Those of a file, or of the server, run in one process. Skipped, and say so, where there is no vLLM."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skipped, and say so, where there is no vLLM."""
     absent = [name for name in ("vllm", "vllm_gali") if importlib.util.find_spec(name) is None]
     for item in items:
-        if HERE not in item.path.parents or "vllm" not in item.keywords:
-            continue
-        with_server = isinstance(item, pytest.Function) and "server" in item.fixturenames
-        if config.pluginmanager.hasplugin("xdist"):  # the mark is its own
-            item.add_marker(pytest.mark.xdist_group("server" if with_server else item.path.stem))
-        if absent:
+        if HERE in item.path.parents and "vllm" in item.keywords and absent:
             item.add_marker(
                 pytest.mark.skip(reason=f"{' and '.join(absent)} cannot be imported; make test-vllm has them")
             )
