@@ -122,8 +122,7 @@ def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) 
     results: Path = arguments.results
     tensor_parallel = check_requests(experiments, arguments.cfg)
     unfinished = 0
-    with Workers(tensor_parallel=tensor_parallel) as workers:
-        load_engine = EngineLoader(workers)
+    with Workers(tensor_parallel=tensor_parallel) as workers, EngineLoader(workers) as load_engine:
         digests: dict[str, dict[str, str] | None] = {}
         for number, cfg in enumerate(experiments, start=1):
             place = f"{number}/{len(experiments)} " if len(experiments) > 1 else ""

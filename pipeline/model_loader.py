@@ -6,7 +6,7 @@ import gc
 import json
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.checks import Start, check_start, load_options
 from pipeline.config import ExperimentConfig
@@ -35,7 +35,10 @@ def engine_key(cfg: ExperimentConfig) -> str:
 
 
 class EngineLoader:
-    """Loads the model of a configuration, and keeps it for the next configuration that needs the same one."""
+    """Loads the model of a configuration, and keeps it for the next configuration that needs the same one.
+
+    As a context it lets the last one go: an engine that the interpreter's end finds running may end in an abort.
+    """
 
     def __init__(self, workers: Workers) -> None:
         """workers: this process, which has a device of its own where several share a machine."""
@@ -43,6 +46,14 @@ class EngineLoader:
         self._engine: Engine | None = None
         self._key: str | None = None
         self._checked: str | None = None
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """See `release`."""
+        self.release()
 
     def check(self, cfg: ExperimentConfig) -> Start:
         """`check_start` for this process's device, once: a load of the same model does not check it again."""

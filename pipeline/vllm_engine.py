@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from models.DPI.methods import Method
     from pipeline.checks import Start
 
+SHUTDOWN_SECONDS = 60
+"""What the engine's processes have to end; they wait for each other for 9."""
+
 
 class VllmEngine(ServedEngine):
     """The engine over `vllm.LLM`."""
@@ -59,8 +62,8 @@ class VllmEngine(ServedEngine):
 
     @override
     def close(self) -> None:
-        """Let the engine's processes and memory go."""
-        self._llm.llm_engine.engine_core.shutdown()
+        """Let the engine's processes and memory go, in their own time: one that is killed may take this one along."""
+        self._llm.llm_engine.engine_core.shutdown(timeout=SHUTDOWN_SECONDS)
 
     def _ask(self, prompts: list[list[int]], **options: Any) -> list[Any]:
         from vllm import SamplingParams

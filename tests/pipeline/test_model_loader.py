@@ -198,3 +198,28 @@ def test_only_the_word_true_trusts(value: object) -> None:
     assert config().trust_remote_code is False
     with pytest.raises(UserError, match="trust_remote_code"):
         config(trust_remote_code=value)
+
+
+def test_the_last_engine_is_let_go_at_the_end_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[int] = []
+
+    class Loaded:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def close(self) -> None:
+            closed.append(self.number)
+
+    numbers = iter((1, 2, 3))
+    monkeypatch.setattr(model_loader, "served_engine", lambda cfg: Loaded(next(numbers)))
+    served = {"engine": "openai", "base_url": "http://127.0.0.1:1/v1"}
+    with EngineLoader(Workers()) as load_engine:
+        load_engine(config(**served))
+        load_engine(config(**served, seed=1))
+        assert closed == [1]
+    assert closed == [1, 2]
+    load_engine = EngineLoader(Workers())
+    load_engine(config(**served))
+    with pytest.raises(ZeroDivisionError), load_engine:
+        raise ZeroDivisionError
+    assert closed == [1, 2, 3]
