@@ -202,12 +202,16 @@ def test_ctrl_c_stops_answers_and_ctrl_d_ends_the_chat(terminal: Terminal) -> No
 
 
 def test_sigterm_ends_the_chat_without_words(terminal: Terminal) -> None:
-    """A signal between a prompt and its read waits for the read's end, in Python itself: the next one ends it."""
+    """A signal between a prompt and its read waits for the read's end, in Python itself: the next one ends it.
+
+    It may also meet an interpreter that is ending already, which no longer has a handler: then it is what ends it.
+    """
     place = terminal.wait_for("> ")
-    for _ in range(30):
+    sent = 0
+    while terminal.process.poll() is None and sent < 6:
         terminal.process.terminate()
+        sent += 1
         with contextlib.suppress(subprocess.TimeoutExpired):
-            terminal.process.wait(timeout=2)
-            break
-    assert terminal.process.returncode == 143
+            terminal.process.wait(timeout=20)
+    assert terminal.process.returncode in ({143} if sent == 1 else {143, -signal.SIGTERM})
     assert "Traceback" not in terminal.text[place:]
