@@ -8,18 +8,17 @@ if __name__ == "__main__":
     signals.end_at_once()  # while the rest is imported
 
 import logging
-import shlex
 
 from rich.console import Console
 
 from pipeline.chosen import ALL, chosen_experiments, holds_predictions
 from pipeline.cli import (
-    DEFAULT_RESULTS,
     EXIT_BAD_EXPERIMENT,
     EXIT_DONE,
     add_task_option,
     complain,
     make_parser,
+    results_option,
     run_script,
 )
 from pipeline.help import tasks_help
@@ -58,7 +57,7 @@ def main(argv: list[str]) -> int:
         show_scores(folder, task, progress, console)
         console.print()
     if len(problems) < len(folders):
-        where = "" if arguments.results == DEFAULT_RESULTS else f" --results {shlex.quote(str(arguments.results))}"
+        where = results_option(arguments.results)
         say(console, f"next: python collect_results.py --task {task.name} --exp all{where}")
     bad = [error for error in problems if not isinstance(error, NothingPredictedError)]
     if bad and arguments.exp == ALL:

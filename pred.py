@@ -9,16 +9,18 @@ if __name__ == "__main__":
 
 import argparse
 import logging
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from pipeline import sweep
-from pipeline.cli import EXIT_DONE, EXIT_FAILED_RECORDS, make_parser, run_script
+from pipeline import store, sweep
+from pipeline.cli import EXIT_DONE, EXIT_FAILED_RECORDS, make_parser, results_option, run_script
 from pipeline.config import ExperimentConfig, apply_overrides, build_config, read_toml, source_of
 from pipeline.help import keys_help, methods_help, tasks_help
+from tasks import get_task
 from tasks.errors import UserError, said_of
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def read_experiments(path: Path, overrides: list[str], only: list[str]) -> tuple
 
 EXAMPLE = """example:
   python pred.py --cfg expcfg/quickstart/needle.toml --dry-run
-  python pred.py --cfg expcfg/quickstart/needle.toml --set max_pe=2048
+  python pred.py --cfg expcfg/quickstart/needle.toml --set times=2
 """
 
 
@@ -106,7 +108,8 @@ def predict_by_workers(experiments: list[ExperimentConfig], arguments: argparse.
         dispatcher = Dispatcher(pool, arguments.results, overwrite=arguments.overwrite)
         sources = [(cfg, source_of(cfg, experiments, arguments.cfg)) for cfg in experiments]
         for job, outcomes in dispatcher.run(sources):
-            unfinished += told(job.cfg, outcomes)
+            unfinished += told(job.cfg, outcomes, arguments.results)
+    tell_next(experiments, arguments.results)
     return exit_code(unfinished)
 
 
@@ -143,17 +146,28 @@ def predict(experiments: list[ExperimentConfig], arguments: argparse.Namespace) 
                     window=start.window, model_revision=start.revision, automatic=automatic,
                     overwrite=arguments.overwrite, title=f"{place}{cfg.task}",
                 )  # fmt: skip
-            unfinished += told(cfg, outcomes, aloud=workers.is_main)
+            unfinished += told(cfg, outcomes, results, aloud=workers.is_main)
+        if workers.is_main:
+            tell_next(experiments, results)
     return exit_code(unfinished)
 
 
-def told(cfg: ExperimentConfig, outcomes: Mapping[str, Outcome], *, aloud: bool = True) -> int:
+def told(cfg: ExperimentConfig, outcomes: Mapping[str, Outcome], results: Path, *, aloud: bool = True) -> int:
     """Say what has become of an experiment, where it is to be said aloud; returns how many records are unfinished."""
     failed = sum(outcome.failed for outcome in outcomes.values())
     if aloud:
         total = sum(outcome.records for outcome in outcomes.values())
-        logger.info("%s (%s): %d records, %d failed", cfg.exp_name, cfg.task, total, failed)
+        folder = store.experiment_folder(results, get_task(cfg.task), cfg.exp_name)
+        logger.info("%s (%s): %d records, %d failed; in %s", cfg.exp_name, cfg.task, total, failed, folder)
     return failed + sum(outcome.missing for outcome in outcomes.values())
+
+
+def tell_next(experiments: list[ExperimentConfig], results: Path) -> None:
+    """Say which commands score the experiments: one for each benchmark."""
+    for task in dict.fromkeys(cfg.task for cfg in experiments):
+        names = {cfg.exp_name for cfg in experiments if cfg.task == task}
+        name = shlex.quote(names.pop()) if len(names) == 1 else "all"
+        logger.info("next: python eval.py --task %s --exp %s%s", task, name, results_option(results))
 
 
 def exit_code(unfinished: int) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from models.mistakes import did_you_mean
 from pipeline import store
+from tasks import get_task, task_names
 from tasks.base import Task
 from tasks.errors import UserError
 from tasks.results import RESULT_FILE
@@ -36,9 +37,7 @@ def chosen_experiments(results: Path, task: Task, name: str, holds: Callable[[Pa
         folder = store.experiment_folder(results, task, name)
         if folder.is_dir():
             return [folder]
-        known = [path.name for path in _listed(results, task)]
-        near = did_you_mean(name, known) or "; pred.py writes experiments"
-        raise UserError(f"experiment {str(folder)!r} does not exist{near}")
+        raise UserError(f"experiment {str(folder)!r} does not exist{_hint(results, task, name)}")
     found = store.list_experiments(results, task)
     kept = [folder for folder in found if holds(folder) or not _is_readable(folder)]
     if not kept:
@@ -48,6 +47,14 @@ def chosen_experiments(results: Path, task: Task, name: str, holds: Callable[[Pa
     if empty := [folder.name for folder in found if folder not in kept]:
         logger.warning("without predictions, left out: %s", ", ".join(empty))
     return kept
+
+
+def _hint(results: Path, task: Task, name: str) -> str:
+    """Where an experiment may be that is not there: of another benchmark, or under a name like it."""
+    others = [other for other in map(get_task, task_names()) if other.name != task.name]
+    if its := [other.name for other in others if name in (path.name for path in _listed(results, other))]:
+        return f"; it is one of --task {' and --task '.join(its)}"
+    return did_you_mean(name, [path.name for path in _listed(results, task)]) or "; pred.py writes experiments"
 
 
 def _listed(results: Path, task: Task) -> list[Path]:

@@ -39,6 +39,11 @@ LOG_FILE = "errors.log"
 """In the results folder: tracebacks of what ended a run with one line."""
 
 
+def results_option(results: Path) -> str:
+    """What a command needs to read the same results folder, with a blank before it; nothing for the default."""
+    return "" if results == DEFAULT_RESULTS else f" --results {shlex.quote(str(results))}"
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line, and whose help ends with what is looked up only then."""
 

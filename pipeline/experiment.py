@@ -276,6 +276,9 @@ def read_records(task: Task, cfg: ExperimentConfig) -> dict[str, list[Record]]:
     Data sets that a folder of data lacks are left out and named, unless the configuration asks for them by name.
     Raises `UserError`, also where none is left.
     """
+    folder = cfg.options.data_dir
+    if folder is not None and not folder.is_dir():  # also where the benchmark would not read it
+        raise UserError(f"data_dir = {str(folder)!r} is no folder")
     records: dict[str, list[Record]] = {}
     absent: dict[str, AbsentDataError] = {}
     for dataset in select_datasets(task, cfg):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.mistakes import did_you_mean
 from pipeline import store
 from pipeline.batches import Batches, BatchSize, predict
 from pipeline.config import ExperimentConfig
@@ -43,7 +44,8 @@ def select_datasets(task: Task, cfg: ExperimentConfig) -> list[str]:
     known = task.known_datasets()
     for name in cfg.tasks:
         if name not in known:
-            raise UserError(f"unknown data set {name!r} of {task.name}; it has {', '.join(known)}")
+            near = did_you_mean(name, known)
+            raise UserError(f"unknown data set {name!r} of {task.name}{near} (data sets: {', '.join(known)})")
     return list(dict.fromkeys(cfg.tasks)) or task.datasets()
 
 

@@ -227,6 +227,7 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "bad type": ("pred", ["--cfg", "needle.toml", "--set", "max_pe=x"], "max_pe = 'x': must be a whole number"),
     "bad limit": ("pred", ["--cfg", "needle.toml", "--limit", "0"], "limit = 0"),
     "unknown data set": ("pred", ["--cfg", "needle.toml", "--tasks", "qasper"], "unknown data set 'qasper'"),
+    "near data set": ("pred", ["--cfg", "needle.toml", "--tasks", "needl"], "of needle; did you mean 'needle'?"),
     "unknown method": ("pred", ["--cfg", "needle.toml", "--set", "method=gali"], "gali"),
     "unknown parameter": ("pred", ["--cfg", "needle.toml", "--set", "params.chunk=3"], "chunk"),
     "out of reach": (
@@ -244,7 +245,12 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "no data": (
         "pred",
         ["--cfg", "any.toml", "--set", "task=pg19", "--set", "data_dir=nowhere"],
-        "'nowhere' has no *.txt",
+        "data_dir = 'nowhere' is no folder",
+    ),
+    "data that it would not read": (
+        "pred",
+        ["--cfg", "needle.toml", "--set", "data_dir=nowhere"],
+        "data_dir = 'nowhere' is no folder",
     ),
     "results in a file": ("pred", ["--cfg", "needle.toml", "--results", "needle.toml"], "cannot make the folder"),
     "beyond the target": ("pred", ["--cfg", "needle.toml", "--set", "max_k=0.3"], "beyond max_pe"),

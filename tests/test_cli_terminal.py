@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,17 @@ def test_eval_of_a_run_says_records_and_where_it_lies(place: Path, run: Run) -> 
     assert out.splitlines()[-1].endswith("--task needle --exp all --results 'some where'")
 
 
+def test_a_run_says_where_it_lies_and_what_scores_it(place: Path, run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pred")
+    code, *_ = run("pred", "--cfg", "needle.toml", "--results", "some where", "--set", "exp_name=my run")
+    assert code == 0
+    said = [record.getMessage() for record in caplog.records if record.name == "pred"]
+    assert said[0].endswith("my run (needle): 6 records, 0 failed; in some where/needle/pred/my run")
+    command = shlex.split(said[1].partition("next: python ")[2])
+    assert command == ["eval.py", "--task", "needle", "--exp", "my run", "--results", "some where"]
+    assert run("eval", *command[1:])[0] == 0
+
+
 def test_eval_of_l_eval_without_code_u_scores_the_others_and_names_it(place: Path, run: Run) -> None:
     """A foreign folder, and the official names of its files."""
     line = {"pred": "A", "gt": "A", "evaluation": "exam", "query": "?"}
@@ -104,6 +116,15 @@ def test_a_wrong_name_gets_the_nearest_experiment(place: Path, run: Run, script:
     code, _, err = run(script, "--task", "longbench", "--exp", "dpi-llama2-7b-4k-to-8k")
     assert code == 2
     assert "does not exist; did you mean 'dpi-llama2-7b-4k-to-16k'?" in err
+
+
+def test_an_experiment_of_another_benchmark_is_named_with_it(place: Path, run: Run) -> None:
+    assert run("pred", "--cfg", "needle.toml")[0] == 0
+    code, _, err = run("eval", "--task", "longbench", "--exp", "dpi-tiny-64-to-256")
+    assert code == 2
+    assert "does not exist; it is one of --task needle" in err
+    code, _, err = run("eval", "--task", "passkey_retrieval", "--exp", "dpi-tiny-64-to-25")
+    assert "does not exist; pred.py writes experiments" in err
 
 
 def test_all_leaves_out_what_holds_nothing_and_names_it(place: Path, run: Run) -> None:
@@ -231,7 +252,7 @@ def test_a_dry_run_of_several_experiments_has_totals_by_task(place: Path, run: R
     shutil.rmtree(place / "books")
     code, _, err = run("pred", "--cfg", "sweep.toml", "--dry-run")
     assert code == 2
-    assert "'books' has no *.txt files" in err
+    assert "data_dir = 'books' is no folder" in err
 
 
 @pytest.mark.parametrize(

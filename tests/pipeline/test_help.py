@@ -1,10 +1,12 @@
+from pathlib import Path
+
 import pytest
 
 from models.DPI.methods import METHODS
 from pipeline import help as ours
 from pipeline.config import RUN_KEYS
 from tasks import TASKS, get_task, task_names
-from tests.test_cli import Run, run
+from tests.test_cli import ROOT, Run, run
 
 __all__ = ["run"]
 
@@ -27,6 +29,17 @@ def test_help_has_an_example_and_the_tasks_and_fits_80_columns(
     assert f"python {script}.py --" in out.partition("example:")[2]
     listed = out.partition("tasks, and where")[2]
     assert all(f"  {name} " in listed for name in TASKS)
+
+
+def test_the_examples_of_pred_are_runs_that_nothing_speaks_against(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    examples = [line.split() for line in run("pred", "--help")[1].splitlines() if line.startswith("  python pred.py")]
+    assert len(examples) == 2
+    for _, _, *arguments in examples:
+        code, _, err = run("pred", *arguments, "--dry-run", "--results", tmp_path)
+        assert code == 0, err
 
 
 def test_help_of_pred_has_every_method_with_its_parameters_and_every_key(
