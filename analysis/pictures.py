@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tasks.pictures.style import new_figure
+from tasks.pictures.style import caption_in, new_figure, write_caption
 
 if TYPE_CHECKING:
     from IPython.display import Image
@@ -47,10 +47,15 @@ def panels(
     return figure, used
 
 
-def publish(figure: Figure, name: str, folder: Path, dpi: int = 120) -> Image:
-    """Save a figure as `name`.png and `name`.svg, the same bytes in every run, and return it for a notebook to show."""
+def publish(figure: Figure, name: str, folder: Path, dpi: int = 120, said: str = "") -> Image:
+    """Save a figure as `name`.png and `name`.svg, the same bytes in every run, and return it for a notebook to show.
+
+    said: what the caption says beside what the figure's own says.
+    """
     from IPython.display import Image
 
+    if said:
+        write_caption(figure, " ".join(part for part in (caption_in(figure), said) if part))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.png"
     common: dict[str, Any] = {"bbox_inches": "tight", "facecolor": "white", "dpi": dpi}

@@ -39,6 +39,12 @@ def read_table(path: Path, first: str) -> list[dict[str, str]]:
     return rows
 
 
+def read_machine(path: Path) -> str:
+    """The paragraph that names the machine and the versions of the figures, as one line; empty where there is none."""
+    paragraphs = path.read_text(encoding="utf-8").split("\n\n") if path.is_file() else []
+    return next((" ".join(part.split()) for part in paragraphs if part.startswith("One NVIDIA")), "")
+
+
 def _number(text: str) -> float | None:
     """1,834 as 1834.0; None where nothing was measured."""
     return None if text in ("", "-") else float(text.replace(",", ""))

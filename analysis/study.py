@@ -17,12 +17,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.DPI.dpi import get_model_and_tokenizer
-from models.DPI.loading import window_of
+from models.DPI.loading import device_name, window_of
 from models.DPI.methods import Rope, build_method, methods_of_the_paper
 from models.DPI.methods.original import Original
 from models.DPI.patches.Llama import install, uninstall
 from models.DPI.patches.rotary import rope_of
 from pipeline.model_files import read_model_config
+from tasks.pictures.style import short_model
 
 Params = dict[str, Any]
 
@@ -121,6 +122,16 @@ class Subject:
         if not found:
             raise ValueError(f"no text has {length} tokens; give a folder with longer ones")
         return found
+
+
+def caption(texts: str, *read: tuple[Subject, int]) -> str:
+    """What a picture's figures are of. texts: which ones were read. read: by which models, and how many tokens."""
+    facts = [
+        f"{short_model(subject.study.model)}; W = {subject.study.window:,}; {tokens:,} tokens; "
+        f"{device_name(subject.model.device)}."
+        for subject, tokens in read
+    ]
+    return " ".join([*facts, f"Read: {texts.replace('`', '')}."])
 
 
 def each_method(methods: Mapping[str, Params], what: str) -> Iterable[tuple[str, Params]]:

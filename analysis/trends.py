@@ -16,11 +16,12 @@ from pipeline import store
 from pipeline.report import read_experiment
 from tasks import get_task
 from tasks.errors import UserError
-from tasks.pictures.style import DASHES, style_of, tidy
+from tasks.pictures.style import DASHES, style_of, tidy, write_caption
 from tasks.results import RESULT_FILE, Experiment
 
 COLUMNS = [
     "task", "model", "method", "experiment", "window", "target", "score", "datasets", "complete", "low", "high",
+    "device",
 ]  # fmt: skip
 BESIDE = 0.008
 """From one method's intervals to the next, as a part of the longest target or the largest window."""
@@ -43,7 +44,8 @@ def collect_trends(results: Path, task_name: str) -> pd.DataFrame:
     """Scored experiments of a benchmark that know their target, one row each.
 
     score: the mean over those data sets that all experiments of the model have, `datasets` of them. complete: whether
-    every record has a prediction. low, high: the mean's 95 % interval, NaN where it is not known.
+    every record has a prediction. low, high: the mean's 95 % interval, NaN where it is not known. device: what
+    it ran on.
     """
     task = get_task(task_name)
     rows = []
@@ -60,7 +62,9 @@ def collect_trends(results: Path, task_name: str) -> pd.DataFrame:
             continue
         model = (experiment.model or "").rstrip("/").split("/")[-1]
         head = (task_name, model, experiment.method, experiment.name, experiment.window, experiment.target)
-        rows.append((*head, mean.score, mean.count, not experiment.needs_mark, *(mean.interval or NOT_KNOWN)))
+        rows.append(
+            (*head, mean.score, mean.count, not experiment.needs_mark, *(mean.interval or NOT_KNOWN), experiment.device)
+        )
     return pd.DataFrame(rows, columns=COLUMNS).sort_values("target", kind="stable", ignore_index=True)
 
 
@@ -91,6 +95,9 @@ def draw(trends: pd.DataFrame, over: Literal["target", "window"] = "target") -> 
         axis.set_title(", ".join(part for part in (get_task(str(task)).label, str(model), said) if part), fontsize=10)
         tidy(axis)
     figure.legend(used.values(), used.keys(), fontsize=8, frameon=False, loc="outside right center")
+    devices = ", ".join(trends["device"].dropna().unique())
+    hollow = "" if trends["complete"].all() else " Hollow: of a part of the records."
+    write_caption(figure, f"{devices or 'Device not known'}. Bars: 95 % intervals of the means.{hollow}")
     return figure
 
 

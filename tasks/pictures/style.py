@@ -179,11 +179,22 @@ def caption_of(experiments: Sequence[Experiment], *more: str) -> str:
     targets = sorted(known(experiment.target for experiment in experiments))
     facts = (
         ", ".join(known(short_model(experiment.model) if experiment.model else None for experiment in experiments)),
-        f"W = {' and '.join(f'{window:,}' for window in windows)}" if windows else "",
-        f"target {' and '.join(f'{target:,}' for target in targets)} tokens" if targets else "",
+        f"W = {_listed(windows)}" if windows else "",
+        f"target {_listed(targets)} tokens" if targets else "",
         ", ".join(known(experiment.device for experiment in experiments)),
     )
     return ". ".join(part for part in ("; ".join(fact for fact in facts if fact), *more) if part) + "."
+
+
+def _listed(lengths: Sequence[int]) -> str:
+    """1,024, 2,048 and 4,096."""
+    *others, last = (f"{length:,}" for length in lengths)
+    return " and ".join([", ".join(others), last] if others else [last])
+
+
+def caption_in(figure: Figure) -> str:
+    """What `write_caption` has written below a figure; empty where it has not."""
+    return " ".join(figure.get_supxlabel().replace(r"\$", "$").split())
 
 
 def write_caption(figure: Figure, text: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 import analysis
 from analysis import method
 from analysis.pictures import describe, panels, publish
+from tasks.pictures.style import caption_in, write_caption
 from tests.conftest import ROOT
 
 
@@ -18,6 +19,18 @@ def test_a_picture_is_the_same_in_every_run(tmp_path: Path) -> None:
         publish(method.draw(), "method", tmp_path / folder)
     for name in ("method.png", "method.svg"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_what_is_said_of_a_picture_stands_behind_its_own_caption(tmp_path: Path) -> None:
+    pytest.importorskip("IPython")
+    figure, _ = panels(1, 1, (2.0, 2.0), (0.1, 0.1))
+    publish(figure, "a", tmp_path, said="tiny; W = 512; CPU.")
+    assert caption_in(figure) == "tiny; W = 512; CPU."
+    write_caption(figure, "a price of $3 and one of $4, in a caption that is longer than a line")
+    publish(figure, "a", tmp_path, said="Read: books.")
+    assert caption_in(figure).endswith(
+        "a price of $3 and one of $4, in a caption that is longer than a line Read: books."
+    )
 
 
 @pytest.mark.parametrize(("ending", "limit"), [("png", 200_000), ("svg", 500_000)])

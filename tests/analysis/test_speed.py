@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from analysis.speed import draw, draw_models, read_table
+from analysis.speed import draw, draw_models, read_machine, read_table
 from models.DPI.methods.dpi import DPI
 from models.DPI.methods.ntk import NTK, DynamicNTK
 from models.DPI.methods.original import Original
@@ -65,3 +65,11 @@ def test_a_line_has_the_colour_of_the_method_that_it_names(line: str, colour: st
 def test_the_repository_has_the_tables() -> None:
     for first in ("case", "method"):
         assert read_table(ROOT / "benchmarks" / "RESULTS.md", first)
+
+
+def test_the_machine_of_the_figures_is_one_line(tmp_path: Path) -> None:
+    said = read_machine(ROOT / "benchmarks" / "RESULTS.md")
+    assert said.startswith("One NVIDIA H100")
+    assert "PyTorch" in said
+    assert "\n" not in said
+    assert read_machine(tmp_path / "none.md") == ""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from analysis.study import Subject, study_of
+from analysis.study import Subject, caption, study_of
 from models.DPI.methods import build_method, methods_of_the_paper
 
 
@@ -26,6 +26,12 @@ def test_all_methods_reach_the_target(target: int) -> None:
     assert list(methods) == list(methods_of_the_paper())
     for name, params in methods.items():
         build_method(name, params, 512, target)
+
+
+def test_a_caption_names_model_window_tokens_device_and_texts(subject: Subject) -> None:
+    said = caption("3 texts of `pg19`", (subject, 1024), (subject, 512))
+    assert said == "tiny; W = 512; 1,024 tokens; CPU. tiny; W = 512; 512 tokens; CPU. Read: 3 texts of pg19."
+    assert caption("one book") == "Read: one book."
 
 
 def test_texts_are_cut_where_they_are_long_enough(subject: Subject) -> None:

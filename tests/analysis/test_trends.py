@@ -10,6 +10,7 @@ from matplotlib.collections import LineCollection
 from analysis.trends import COLUMNS, collect_trends, draw
 from pipeline import store
 from tasks import get_task
+from tasks.pictures.style import caption_in
 
 
 def test_trends_take_what_is_scored(tmp_path: Path) -> None:
@@ -48,10 +49,11 @@ def test_trends_take_what_is_scored(tmp_path: Path) -> None:
 
 def test_trends_draw_the_best_of_a_target() -> None:
     rows = [
-        ("longbench", "m", "dpi", "a", 2048, 16384, 20.0, 1, True, 9.0, 31.0),
-        ("longbench", "m", "dpi", "b", 2048, 16384, 30.0, 1, False, 25.0, 36.0),
+        ("longbench", "m", "dpi", "a", 2048, 16384, 20.0, 1, True, 9.0, 31.0, None),
+        ("longbench", "m", "dpi", "b", 2048, 16384, 30.0, 1, False, 25.0, 36.0, "CPU"),
     ]
     figure = draw(pd.DataFrame(rows, columns=COLUMNS))
+    assert caption_in(figure) == "CPU. Bars: 95 % intervals of the means. Hollow: of a part of the records."
     line, hollow = figure.axes[0].lines
     assert np.asarray(line.get_xydata()).tolist() == [[16, 30]]
     assert np.asarray(hollow.get_xydata()).tolist() == [[16, 30]]
@@ -62,11 +64,13 @@ def test_trends_draw_the_best_of_a_target() -> None:
 
 def test_over_windows_the_original_is_a_level() -> None:
     rows = [
-        ("longbench", "m", "dpi", "a", 2048, 8192, 20.0, 3, True, 9.0, 31.0),
-        ("longbench", "m", "dpi", "b", 4096, 8192, 30.0, 3, True, 25.0, 36.0),
-        ("longbench", "m", "repro_original", "c", 2048, 8192, 10.0, 3, True, 8.0, 12.0),
+        ("longbench", "m", "dpi", "a", 2048, 8192, 20.0, 3, True, 9.0, 31.0, "an H100"),
+        ("longbench", "m", "dpi", "b", 4096, 8192, 30.0, 3, True, 25.0, 36.0, "an H100"),
+        ("longbench", "m", "repro_original", "c", 2048, 8192, 10.0, 3, True, 8.0, 12.0, "an H200"),
     ]
-    (axis,) = draw(pd.DataFrame(rows, columns=COLUMNS), over="window").axes
+    figure = draw(pd.DataFrame(rows, columns=COLUMNS), over="window")
+    assert caption_in(figure) == "an H100, an H200. Bars: 95 % intervals of the means."
+    (axis,) = figure.axes
     original, gali, _ = axis.lines
     assert np.asarray(gali.get_xydata()).tolist() == [[2, 20], [4, 30]]
     assert list(original.get_ydata()) == [10, 10]

@@ -42,6 +42,8 @@ def test_a_caption_names_model_window_target_and_device() -> None:
         "SmolLM2; W = 4,096; target 16,384 tokens; NVIDIA H100. Lines: x."
     )
     far = experiment("b", "dpi", {}, window=512, target=32768)
+    near = experiment("d", "dpi", {}, window=1024)
+    assert "; W = 512, 1,024 and 4,096; " in style.caption_of([far, near, one])
     assert style.caption_of([one, far], "") == (
         "SmolLM2, model; W = 512 and 4,096; target 16,384 and 32,768 tokens; NVIDIA H100."
     )
