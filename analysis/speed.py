@@ -68,7 +68,7 @@ def draw(results: list[dict[str, str]]) -> Figure:
         axis.set_xlabel(f"{name} (longer is faster)")
         axis.set_title(title, fontsize=10)
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside lower center", ncols=len(SERIES))
+    figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside upper center", ncols=len(SERIES))
     return figure
 
 
