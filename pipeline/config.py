@@ -100,12 +100,12 @@ class ExperimentConfig(BaseModel):
 
     model: str = Field(min_length=1, description="Hugging Face id, local folder, or short name")
     model_revision: str | None = Field(
-        None, min_length=1, description="commit, tag or branch of a model of the hub; None: the newest"
+        None, min_length=1, description="commit, tag or branch of a model of the hub; without it the newest"
     )
     exp_name: str = Field(description="name of the results folder")
-    method: str = Field(description="a name of `models.DPI.methods.METHODS`: dpi, repro_se, ...")
+    method: str = Field(description="the method's name, such as dpi or repro_se")
     params: dict[str, Any] = Field(default_factory=dict, description="the method's parameters")
-    task: TaskName = Field(description="a name of `tasks.task_names()`: longbench, needle, ...")
+    task: TaskName = Field(description="the benchmark's name, such as longbench or needle")
     test: Annotated[bool, Field(strict=True)] = Field(False, description="quick run: one record of the first data set")
     tasks: tuple[str, ...] = Field((), description="data sets to run; empty: the benchmark's usual ones")
     limit: Positive | None = Field(None, description="at most this many records per data set")
@@ -116,8 +116,10 @@ class ExperimentConfig(BaseModel):
     share_prefixes: bool | Literal["auto"] = Field(
         "auto", description="read once what consecutive prompts begin with; auto: causal methods in fp32"
     )
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="None: bf16 on GPU, fp32 on CPU")
-    device: str | None = Field(None, description="cpu, cuda, cuda:0, ...; None: a GPU if there is one")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="without it bf16 on a GPU, fp32 on a CPU"
+    )
+    device: str | None = Field(None, description="cpu, cuda, cuda:0, ...; without it a GPU if there is one")
     attn_impl: str = Field("auto", description="how attention is computed: auto, triton, flash, sdpa, reference")
     device_map: str | dict[str, int | str] | None = Field(None, description="auto: a model over several GPUs")
     tp_plan: str | None = Field(None, description="auto: a model in pieces over the processes of torchrun")

@@ -108,6 +108,9 @@ def _keys(model: type[BaseModel], names: set[str] | frozenset[str]) -> list[str]
 
 
 def _entry(name: str, text: str) -> str:
-    """A name and what it is, behind each other where the name is short."""
-    first = f"  {name:<20} "
-    return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=" " * 23) if text else first.rstrip()
+    """A name and what it is, behind each other where the name is short, else on lines of their own."""
+    indent = " " * 23
+    first = f"  {name:<20} " if len(name) <= 20 else indent
+    lines = [] if len(name) <= 20 else [f"  {name}"]
+    lines += textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=indent) or [first]
+    return "\n".join(line.rstrip() for line in lines)

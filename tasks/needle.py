@@ -50,7 +50,7 @@ class NeedleOptions(Options):
 
     times: Positive = Field(20, description="trials")
     min_k: Thousands = Field(1, description="shortest prompt, thousands of tokens")
-    max_k: Thousands | None = Field(None, description="longest prompt; None: what fits max_pe")
+    max_k: Thousands | None = Field(None, description="longest prompt; without it what fits max_pe")
     gap: Thousands = Field(4, description="step between lengths")
     haystack: Literal["passkey", "essays"] = Field("passkey", description="garbage text, or essays in data_dir")
     needle: Literal["auto", "passkey", "sandwich"] = Field("auto", description="auto: the haystack's published one")

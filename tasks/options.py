@@ -26,16 +26,16 @@ class Options(BaseModel):
 
     max_pe: Positive = Field(description="target length in tokens")
     ori_max_position_embeddings: Positive | Literal["auto"] | None = Field(
-        None, description="the window; None: the model's own; auto: its effective window, measured"
+        None, description="the window; without it the model's own; auto: its effective window, measured"
     )
-    data_dir: Path | None = Field(None, description="folder with the benchmark's data; None: from the hub")
+    data_dir: Path | None = Field(None, description="folder with the benchmark's data; without it from the hub")
     data_revision: str | None = Field(
-        None, min_length=1, description="commit, tag or branch of the hub's data; None: the newest"
+        None, min_length=1, description="commit, tag or branch of the hub's data; without it the newest"
     )
     seed: Annotated[int, Field(ge=0, strict=True)] = Field(42, description="of what is drawn, noise included")
-    system_prompt: str | None = Field(None, description="system prompt of chat templates; None: no system prompt")
+    system_prompt: str | None = Field(None, description="system prompt of chat templates; without it none")
     chat: Literal["auto", "none"] = Field("auto", description="auto: the tokenizer's chat template, if it has one")
-    max_new_tokens: Positive | None = Field(None, description="None: the benchmark's own")
+    max_new_tokens: Positive | None = Field(None, description="without it the benchmark's own")
 
     @model_validator(mode="after")
     def _room(self) -> Self:

@@ -42,6 +42,13 @@ def test_the_examples_of_pred_are_runs_that_nothing_speaks_against(
         assert code == 0, err
 
 
+def test_a_long_key_stands_above_what_it_is() -> None:
+    lines = ours.keys_help().splitlines()
+    at = lines.index("  ori_max_position_embeddings")
+    assert lines[at + 1].startswith(" " * 23 + "the window; ")
+    assert "None" not in ours.keys_help(), "TOML has no None: a key is left out"
+
+
 def test_help_of_pred_has_every_method_with_its_parameters_and_every_key(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
