@@ -56,7 +56,7 @@ def write_page(
         _settings(folders),
     ]
     style, script = (Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    title = _text(task.label)
+    title = _text(f"{task.label}: {task.measure}")
     store.write_text(
         path,
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'

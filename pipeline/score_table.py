@@ -50,7 +50,7 @@ def score_table(task: Task, scores: Mapping[str, Score], progress: Progress) -> 
     """
     by_dataset = all(name in progress.datasets for name in scores)
     first = "tokens" if scores and all(name.isdecimal() for name in scores) else "data set"
-    table = plain_table(first, "score", "95 % interval", "scored", *(["records", "failed"] if by_dataset else []))
+    table = plain_table(first, task.measure, "95 % interval", "scored", *(["records", "failed"] if by_dataset else []))
     names = [*scores, *(name for name in progress.datasets if name not in scores and by_dataset)]
     for name in names:
         score = scores.get(name, Score(None, count=0))
@@ -65,7 +65,7 @@ def score_table(task: Task, scores: Mapping[str, Score], progress: Progress) -> 
 
 def differences_table(differences: Sequence[Difference], task: Task) -> Table:
     """A row for each score of each experiment, with the interval of its difference to the baseline."""
-    table = plain_table("experiment", "score of", "difference", "95 % interval", "records")
+    table = plain_table("experiment", f"{task.measure} of", "difference", "95 % interval", "records")
     for found in differences:
         rows = dict(found.by_column) | ({AVERAGE: found.average} if found.average is not None else {})
         for place, (name, score) in enumerate(rows.items()):

@@ -159,7 +159,7 @@ def write_markdown(path: Path, experiments: Sequence[Experiment], task: Task, co
     table = pd.DataFrame(cells).to_markdown(index=False, disable_numparse=True)
     scores = [score for row in rows for score in row.values() if score]
     notes = [*_notes(scores), *(["\n" + PUBLISHED_NOTE] if any(e.status == PUBLISHED for e in experiments) else [])]
-    store.write_text(path, f"# {task.label}\n\n{table}\n{''.join(notes)}")
+    store.write_text(path, f"# {task.label}: {task.measure}\n\n{table}\n{''.join(notes)}")
 
 
 def _notes(scores: Sequence[Score]) -> Iterator[str]:

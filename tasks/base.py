@@ -109,6 +109,8 @@ class Task(ABC):
     """Where experiments lie below the results root, such as "lb/pred_e"."""
     prefix: ClassVar[str]
     """How the names of collected tables and pictures begin, such as "lb_e"."""
+    measure: ClassVar[str] = "score"
+    """What a number of the tables is."""
     digits: ClassVar[int] = 2
     """Decimals of a score in tables."""
     Options: ClassVar[type[Options]] = Options

@@ -67,6 +67,7 @@ class PG19(Task):
 
     name: ClassVar[str] = "pg19"
     label: ClassVar[str] = "PG19"
+    measure: ClassVar[str] = "perplexity"
     folder: ClassVar[str] = "pg19/pred"
     prefix: ClassVar[str] = "pg19"
     Options = PG19Options

@@ -84,6 +84,15 @@ def test_a_run_says_where_it_lies_and_what_scores_it(place: Path, run: Run, capl
     assert run("eval", *command[1:])[0] == 0
 
 
+def test_perplexities_are_not_called_scores(place: Path, run: Run) -> None:
+    assert run("pred", "--cfg", "any.toml", "--set", "task=pg19", "--set", "data_dir=books", "--set", "step=64")[0] == 0
+    out = run("eval", "--task", "pg19", "--exp", "all")[1]
+    assert out.splitlines()[1].split()[:2] == ["tokens", "perplexity"]
+    assert run("collect_results", "--task", "pg19")[0] == 0
+    assert (place / "results/pg19/pred/pg19.md").read_text().startswith("# PG19: perplexity\n")
+    assert "<h1>PG19: perplexity</h1>" in (place / "results/pg19/pred/pg19.html").read_text()
+
+
 def test_eval_of_l_eval_without_code_u_scores_the_others_and_names_it(place: Path, run: Run) -> None:
     """A foreign folder, and the official names of its files."""
     line = {"pred": "A", "gt": "A", "evaluation": "exam", "query": "?"}
