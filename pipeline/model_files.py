@@ -129,6 +129,11 @@ def one_line(model: str, load: Callable[[], T]) -> T:
 
 def _said(model: str, error: Exception) -> str:
     """The first line of what an error says, with its kind where that does not go without saying."""
+    if isinstance(error, OSError) and "gated repo" in str(error):  # transformers' words, in three lines
+        return (
+            f"cannot load the model {model!r}: its owner asks for consent first; accept the terms at "
+            f"https://huggingface.co/{model}, and log in with `hf auth login` or set HF_TOKEN"
+        )
     text = (str(error).strip().splitlines() or [""])[0]
     kind = "" if text and isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
     return f"cannot load the model {model!r}: {kind}{text}"

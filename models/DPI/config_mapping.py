@@ -1,10 +1,13 @@
 """What `get_model_and_tokenizer` may get as its `config`: a model's configuration, or an experiment's table."""
 
+import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 Config = TypeVar("Config")
 
+NEAR = 0.8
+"""Likeness, of 1, of a misspelt key: `max_pee` and `max_position_embeddings` are nearer, `max_k` is not."""
 WINDOW_KEY, TARGET_KEY = "ori_max_position_embeddings", "max_pe"
 
 
@@ -14,10 +17,11 @@ def split_config(
     """The model's configuration, window and target length, in tokens; the window may be "auto".
 
     config: an experiment's table, as `pred.py` reads it from TOML, gives window and target where those are None. Its
-    other keys are not refused: the model, method and parameters are arguments of their own, and what belongs to a
-    benchmark does not concern a model. A configuration of transformers, or None, passes as it is.
-    Raises ValueError for a window or target that is no positive integer and for a model's configuration as a mapping,
-    TypeError for anything else.
+    other keys are not refused, unless they are nearly one of the two: the model, method and parameters are arguments
+    of their own, and what belongs to a benchmark does not concern a model. A configuration of transformers, or None,
+    passes as it is.
+    Raises ValueError for a window or target that is no positive integer, for a key that is nearly one of theirs and for
+    a model's configuration as a mapping, TypeError for anything else.
     """
     if not isinstance(config, Mapping):
         if config is None or hasattr(config, "model_type"):
@@ -31,6 +35,9 @@ def split_config(
             f"config is a mapping with model_type = {config['model_type']!r}, a model's configuration; give it as "
             "transformers' object, AutoConfig.for_model(**config)"
         )
+    for key in map(str, set(config) - {WINDOW_KEY, TARGET_KEY}):
+        if near := difflib.get_close_matches(key, (WINDOW_KEY, TARGET_KEY), n=1, cutoff=NEAR):
+            raise ValueError(f"config: unknown key {key!r}; did you mean {near[0]!r}?")
     if window is None:
         window = "auto" if config.get(WINDOW_KEY) == "auto" else _tokens(config, WINDOW_KEY)
     if target_length is None:

@@ -16,7 +16,7 @@ from pipeline.config import ExperimentConfig
 from pipeline.distributed import Workers
 from pipeline.dry_run import count_prompts
 from pipeline.experiment import read_records
-from pipeline.model_files import read_model_config
+from pipeline.model_files import one_line, read_model_config
 from pipeline.model_loader import EngineLoader
 from tasks import get_task
 from tasks.errors import UserError
@@ -223,3 +223,18 @@ def test_the_last_engine_is_let_go_at_the_end_of_a_run(monkeypatch: pytest.Monke
     with pytest.raises(ZeroDivisionError), load_engine:
         raise ZeroDivisionError
     assert closed == [1, 2, 3]
+
+
+def test_a_gated_model_says_what_to_do_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.hub.silence", lambda: None)
+
+    def load() -> None:  # transformers' words
+        raise OSError(
+            "You are trying to access a gated repo.\nMake sure to have access to it at https://huggingface.co/a/b.\n401"
+        )
+
+    with pytest.raises(UserError) as caught:
+        one_line("a/b", load)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert "accept the terms at https://huggingface.co/a/b, and log in with `hf auth login` or set HF_TOKEN" in said

@@ -10,6 +10,8 @@ from transformers import LlamaConfig
 from models.DPI import dpi, dpi_withoutflash
 from models.DPI.config_mapping import split_config
 from models.DPI.patches.Llama import installation_of
+from pipeline.config import ExperimentConfig
+from tasks import get_task, task_names
 from tests.conftest import ROOT
 
 TABLE: dict[str, Any] = tomllib.loads((ROOT / "expcfg/quickstart/needle.toml").read_text(encoding="utf-8"))
@@ -39,6 +41,15 @@ def test_arguments_go_before_the_table() -> None:
     assert split_config({"task": "needle"}, None, None) == (None, None, None)
 
 
+def test_every_key_of_an_experiment_may_stand_in_a_table() -> None:
+    keys = {
+        *ExperimentConfig.model_fields,
+        *(key for task in task_names() for key in get_task(task).Options.model_fields),
+    }
+    others = dict.fromkeys(keys - {"ori_max_position_embeddings", "max_pe"}, "x")
+    assert split_config({**others, "max_pe": 9}, None, None) == (None, None, 9)
+
+
 def test_a_configuration_of_transformers_passes() -> None:
     config = LlamaConfig(max_position_embeddings=77)
     assert split_config(config, None, 5) == (config, None, 5)
@@ -51,6 +62,8 @@ def test_a_configuration_of_transformers_passes() -> None:
         ({"max_pe": "16k"}, ValueError, "max_pe is '16k'; it must be a positive integer"),
         ({"ori_max_position_embeddings": 0}, ValueError, "ori_max_position_embeddings is 0"),
         ({"ori_max_position_embeddings": True}, ValueError, "ori_max_position_embeddings is True"),
+        ({"max_pee": 4096}, ValueError, "unknown key 'max_pee'; did you mean 'max_pe'?"),
+        ({"max_position_embeddings": 4096}, ValueError, "did you mean 'ori_max_position_embeddings'?"),
         (LlamaConfig().to_dict(), ValueError, "model_type = 'llama', .*AutoConfig.for_model"),
         ("expcfg/needle.toml", TypeError, "config is a str; give transformers' configuration"),
     ],
