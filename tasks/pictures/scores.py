@@ -26,6 +26,8 @@ TALLEST = 9.0
 """Inches of a stack, before there is another."""
 MEAN_ROW = 0.24
 """Inches of an experiment's row among the means."""
+LABEL_CHARACTERS, LABEL_INCHES = 25, 0.075
+"""Of an experiment's label for which there is room, and the width of each more."""
 NO_SCORE = Score(None)
 
 
@@ -52,7 +54,8 @@ def draw_scores(task: Task, experiments: Sequence[Experiment]) -> Figure | None:
     stacks = 0 if len(names) == 1 else min(COLUMNS, len(names), math.ceil(row * len(names) / TALLEST))
     deep = math.ceil(len(names) / stacks) if stacks else 0
     heights = [0.75 + MEAN_ROW * len(members)] * with_means + [0.65 + row * deep] * (stacks > 0)
-    figure = style.new_figure(4.4 + 3.2 * max(1, stacks), 0.3 + sum(heights))
+    beside = LABEL_INCHES * max(0, max(len(member.label) for member in members) - LABEL_CHARACTERS)
+    figure = style.new_figure(4.4 + 3.2 * max(1, stacks) + beside, 0.3 + sum(heights))
     grid = figure.add_gridspec(len(heights), max(1, stacks), height_ratios=heights)
     ends = _ends(score for member in members for score in (*member.scores.values(), member.summary))
     if with_means:

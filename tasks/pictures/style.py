@@ -144,9 +144,18 @@ def _among_namesakes(
 
 
 def _different_params(experiments: Sequence[Experiment]) -> list[str]:
-    names = sorted({name for experiment in experiments for name in experiment.params})
-    different = [name for name in names if len({repr(one.params.get(name)) for one in experiments}) > 1]
-    return [", ".join(f"{name} {one.params[name]}" for name in different if name in one.params) for one in experiments]
+    settings = [_all_params(experiment) for experiment in experiments]
+    names = sorted({name for setting in settings for name in setting})
+    different = [name for name in names if len({repr(setting.get(name)) for setting in settings}) > 1]
+    return [", ".join(f"{name} {setting[name]}" for name in different if name in setting) for setting in settings]
+
+
+def _all_params(experiment: Experiment) -> dict[str, Any]:
+    """An experiment's parameters, with the method's defaults where it gives none: to write one is no difference."""
+    method = METHODS.get(experiment.method or "")
+    fields = {} if method is None else method.model_fields
+    own = {name: field.default for name, field in fields.items() if not field.is_required()}
+    return {**own, **experiment.params}
 
 
 def fills_of(experiments: Sequence[Experiment]) -> list[dict[str, Any]]:

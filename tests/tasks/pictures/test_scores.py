@@ -1,4 +1,6 @@
 import dataclasses
+import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +146,13 @@ def test_dollars_in_foreign_names_begin_no_formula(tmp_path: Path) -> None:
     figure = draw("longbench", experiment(name, None, {"$x^$": 1.0, "lcc": 2.0}, model="$_$"))
     figure.savefig(tmp_path / "x.png")
     assert labels(figure.axes[1])[0].replace("\\$", "$") == "$x^$"
+
+
+@pytest.mark.parametrize("task", ["longbench", "passkey_retrieval"])
+def test_long_names_leave_the_axes_room(task: str) -> None:
+    """Else Matplotlib gives its layout up and warns."""
+    result = {"hotpotqa": 30.0, "trec": 20.0} if task == "longbench" else {"accuracy": 0.5}
+    figure = draw(task, *(experiment(f"{n}{'x' * 199}", None, result) for n in range(2)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        style.save(figure, io.BytesIO())

@@ -24,6 +24,12 @@ def test_experiments_go_by_their_methods_and_what_they_differ_in() -> None:
     assert style.labels_of([dpi, small]) == ["GALI, model, W = 4,096", "GALI, tiny, W = 512"]
     ours = [experiment(name, "dpi", {}, params={"chunk_coe": coe, "same": 1}) for name, coe in (("e", 1), ("f", 3000))]
     assert style.labels_of([*ours, other]) == ["GALI, chunk_coe 1", "GALI, chunk_coe 3000", "SelfExtend"]
+    written = experiment("w", "dpi", {}, params={"chunk_coe": 1, "appro_attn": True, "scale_std": 1})
+    theirs = experiment("v", "dpi", {}, params={"noise_type": "gaussian"})
+    assert style.labels_of([written, theirs]) == [
+        "GALI, chunk_coe 1, noise_type no",
+        "GALI, chunk_coe 3000, noise_type gaussian",
+    ], "defaults that are written down are no difference"
     twice = [ours[0], experiment("g", "dpi", {}, params=dict(ours[0].params)), ours[1]]
     assert style.labels_of(twice) == ["GALI, chunk_coe 1, e", "GALI, chunk_coe 1, g", "GALI, chunk_coe 3000"]
     assert style.labels_of([experiment("h", None, {}), experiment("i", "foreign", {})]) == ["h", "i"]
