@@ -145,9 +145,11 @@ def accumulate(logits, value, acc, top, total):
 def merge_warps(acc, top, total, BLOCK_D: tl.constexpr, BLOCK_GROUP: tl.constexpr, WARPS: tl.constexpr):
     """The softmax over the keys of all warps: the weighted mean of values, the base-2 logarithm of the weights' sum."""
     whole = tl.max(top, 0)
-    weight = tl.exp2(top - whole[None, :])
-    total = tl.sum(tl.sum(total, 1) * weight, 0)
-    weight = weight / tl.where(total > 0, total, 1.0)[None, :]
+    # Divided: the compiler would fuse a product with the sum in each thread from its own side, and their copies of the
+    # sum would differ by a rounding. A warp that saw no key has the sum 0, and its divisor stays finite.
+    behind = tl.minimum(whole[None, :] - top, 126.0)
+    total = tl.sum(tl.math.div_rn(tl.sum(total, 1), tl.exp2(behind)), 0)
+    weight = tl.exp2(top - whole[None, :]) / tl.where(total > 0, total, 1.0)[None, :]
     # Splitting in two moves the warps' parts once; a sum over the axis of warps would move them twice.
     tl.static_assert(WARPS == 4)
     parts = tl.permute(acc * weight[:, None, :], 1, 2, 0).reshape(BLOCK_D, BLOCK_GROUP, 2, 2)

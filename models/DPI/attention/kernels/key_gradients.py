@@ -140,8 +140,9 @@ def key_kernel(
     earlier, later: whether other launches come before this one, and after. factor: what makes a gradient of logits in
     base 2, as queries are scaled for, one of the products of queries and keys.
     """
-    pid = tl.program_id(0)
-    plane, tile = pid // num_tiles, pid % num_tiles  # early keys, which most queries see, go first
+    # Early keys, which most queries see, go first, those of all heads: a long program that began late would end alone.
+    pid, num_planes = tl.program_id(0), batch_size * num_kv_heads
+    plane, tile = pid % num_planes, pid // num_planes
     batch, kv_head = plane // num_kv_heads, plane % num_kv_heads
     first_key = tile * BN
     key = first_key + tl.arange(0, BN)

@@ -27,7 +27,9 @@ _DECODE_WARPS = 4
 # Tiles of one program at most: its query rotates on by as many roundings, which is 3e-5 after 512.
 MOST_TILES = 512
 # What a second program on each multiprocessor costs, in tiles: tables to read, parts to merge.
-_SECOND_PROGRAM = 1.5
+_SECOND_PROGRAM = 2.3
+# Programs share the memory's speed. Of the time that each takes for a tile beside all others, what one takes at least.
+_ALONE = 0.83
 
 
 class Piece(NamedTuple):
@@ -294,10 +296,11 @@ def _cut(record: list[int], low: int, high: int) -> list[int]:
 def _best_shares(tiles: list[tuple[int, int]], multiprocessors: float) -> list[tuple[int, int, int]]:
     """Bands' tiles cut for one or two programs per multiprocessor, of so many for each key head."""
     choices = {programs: _shares(tiles, int(programs * multiprocessors)) for programs in (1, 2)}
+    even = sum(high - low for low, high in tiles) / multiprocessors
 
     def cost(programs: int) -> float:
         longest = max((high - low for _, low, high in choices[programs]), default=0)
-        return programs * longest + _SECOND_PROGRAM * (programs - 1)
+        return max(even, _ALONE * programs * longest) + _SECOND_PROGRAM * (programs - 1)
 
     return choices[min(choices, key=cost)]
 

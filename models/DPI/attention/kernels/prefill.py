@@ -60,7 +60,9 @@ def attend(
     q, k, v = readable(q), readable(k), readable(v)
     out = torch.empty(batch, num_queries, heads, head_dim, dtype=q.dtype, device=q.device).transpose(1, 2)
     card = cards.card_of(q.device)
-    tile = tiling(head_dim, num_queries, noise is not None, card)
+    factor, cap = softcap_factors(scaling, softcap)
+    for_hopper = _is_for_hopper(q, row, cap)
+    tile = _HOPPER_TILE if for_hopper else tiling(head_dim, num_queries, noise is not None, card)
     key = PrefillKey(q.device, batch * kv_heads, tile.queries)
     if key not in row.prepared:
         key_bytes = batch * kv_heads * num_keys * head_dim * k.element_size()
@@ -70,15 +72,26 @@ def attend(
     pool, hash_keys = noise_tensors(noise if noisy else None, layer, heads, q.device)
     slope_factor, level_factor = noise_factors(noise)
     block_d = power_of_2(head_dim)
-    factor, cap = softcap_factors(scaling, softcap)
     rotated_q = rotate_queries(q, prepared, factor)
     rotated = k.new_empty(prepared.num_slots, batch, kv_heads, num_keys, head_dim)
-    if _is_for_hopper(q, tile, prepared.num_bands, noisy, cap):
+    if for_hopper:
         from models.DPI.attention.kernels import prefill_hopper
 
         for launch in prepared.launches:
             (rotate_keys or _rotate_keys)(k, rotated, launch)
-            prefill_hopper.launch(rotated_q, rotated, v, out, prepared, launch, lse=lse, sinks=sinks)
+            prefill_hopper.launch(
+                rotated_q,
+                rotated,
+                v,
+                out,
+                prepared,
+                launch,
+                lse=lse,
+                sinks=sinks,
+                pool=pool,
+                hash_keys=hash_keys,
+                factors=(slope_factor, level_factor),
+            )
         return out
     queries = rows_of(rotated_q.flatten(0, 2), tile.queries, block_d, card.has_copy_engine)
     keys = rows_of(rotated.flatten(0, 2), tile.keys, block_d, card.has_copy_engine)
@@ -128,12 +141,14 @@ def attend(
     return out
 
 
-def _is_for_hopper(q: Tensor, tile: Tiling, num_bands: int, noisy: int, cap: float | None) -> bool:
-    """Whether `prefill_hopper` computes it, to the same bits and faster."""
-    if not q.is_cuda or noisy or cap is not None or num_bands > _HOPPER_BANDS:
+def _is_for_hopper(q: Tensor, row: Row, cap: float | None) -> bool:
+    """Whether `prefill_hopper` computes it, faster, and without noise to the same bits."""
+    _, _, num_queries, head_dim = q.shape
+    num_bands = max(len(segment.bands) for segment in row.segments)
+    if not q.is_cuda or cap is not None or num_queries <= 64 or head_dim > 128 or num_bands > _HOPPER_BANDS:
         return False
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    return cards.card_of(q.device).has_warp_groups and version in _HOPPER_TRITONS and tile == _HOPPER_TILE
+    return cards.card_of(q.device).has_warp_groups and version in _HOPPER_TRITONS
 
 
 def rotate_queries(q: Tensor, prepared: PreparedPrefill, factor: float) -> Tensor:

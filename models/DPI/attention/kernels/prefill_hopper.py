@@ -4,7 +4,7 @@ Two of them attend, 64 queries each, and take turns at the tensor cores: while o
 softmax. Within a group the product of the logits of a tile of keys runs beside that of the weights of the tile before.
 The third has the copy engine fetch queries, keys and values, as far ahead as there is shared memory.
 
-It computes what `prefill.prefill_kernel` computes, to the bit, without noise and soft caps.
+It computes what `prefill.prefill_kernel` computes, without soft caps, and without noise to the bit.
 """
 
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from models.DPI.attention.kernels.launching import on, power_of_2
+from models.DPI.attention.kernels.noise_hopper import NoiseSource, add_noise, deviates, load_gate, rows_of_group
 from models.DPI.attention.kernels.tiles import Tile, TileBand
 from models.DPI.attention.prepared import Launch, PreparedPrefill
 
@@ -38,7 +39,7 @@ _LOWEST = gl.constexpr(-1.0e30)
 # Columns of the records of `tiles`.
 _TILE_COLUMNS, _BAND_COLUMNS = gl.constexpr(len(Tile._fields)), gl.constexpr(len(TileBand._fields))
 _FIRST, _END = gl.constexpr(Tile._fields.index("first")), gl.constexpr(Tile._fields.index("end"))
-_SLOT = gl.constexpr(TileBand._fields.index("slot"))
+_SLOT, _GATE = gl.constexpr(TileBand._fields.index("slot")), gl.constexpr(TileBand._fields.index("gate"))
 _LN2 = gl.constexpr(0.6931471805599453)
 _LOG2_E = gl.constexpr(1.4426950408889634)
 _ROWS = gl.constexpr(ROWS)
@@ -56,8 +57,14 @@ def launch(
     *,
     lse: Tensor | None,
     sinks: Tensor | None,
+    pool: Tensor | None,
+    hash_keys: Tensor | None,
+    factors: tuple[float, float],
 ) -> None:
-    """Attend with rotated queries (bands, B, H, T, D) and keys (slots, B, Hkv, N, D). The rest: see `triton.attend`."""
+    """Attend with rotated queries (bands, B, H, T, D) and keys (slots, B, Hkv, N, D). The rest: see `triton.attend`.
+
+    pool, hash_keys: of `noise_tensors`, None where no band has noise. factors: of `noise_factors`.
+    """
     batch, heads, num_queries, head_dim = queries.shape[1:]
     kv_heads, num_keys = keys.shape[2:4]
     block_d = power_of_2(head_dim)
@@ -72,6 +79,10 @@ def launch(
             sinks,
             prepared.bounds,
             tiles.tiles,
+            pool if pool is None else pool.view(torch.int32),
+            None if pool is None else prepared.gates,
+            hash_keys,
+            None if pool is None else prepared.std,
             out.stride(0),
             out.stride(1),
             out.stride(2),
@@ -81,9 +92,12 @@ def launch(
             heads,
             kv_heads,
             batch,
+            num_keys - num_queries,
+            *factors,
             GROUP=heads // kv_heads,
             HEAD_DIM=head_dim,
             BANDS=prepared.num_bands,
+            NOISY=0 if pool is None else prepared.noisy,
             BN=_KEYS,
             D=block_d,
             STAGES=_STAGES,
@@ -263,6 +277,26 @@ def _fetch(
 
 
 @gluon.jit
+def _empty_softmax(target, place, rows: gl.constexpr):
+    """The maximum and the sum before the first key; a sink is like one."""
+    top = gl.full([_ROWS], _LOWEST, gl.float32, rows)
+    total = gl.zeros([_ROWS], gl.float32, rows)
+    if target.sinks is not None:
+        top = gl.zeros([_ROWS], gl.float32, rows) + gl.load(target.sinks + place.head).to(gl.float32) * _LOG2_E
+        total += 1.0
+    return top, total
+
+
+@gluon.jit
+def _seen(s, first_key, start, length, BN: gl.constexpr, layout: gl.constexpr):
+    """Logits without those of keys that are not among the `length` ones from `start`."""
+    key = first_key + gl.arange(0, BN, gl.SliceLayout(0, layout))
+    # Without a sign, so that one comparison sees keys ahead of the band and behind it.
+    ahead = (key[None, :] - start[:, None]).to(gl.uint32, bitcast=True)
+    return gl.where(ahead < length.to(gl.uint32, bitcast=True)[:, None], s, float("-inf"))
+
+
+@gluon.jit
 def _softmax(s, top, total):
     """A tile's weights, the factor for what was summed before, and the running maximum and sum."""
     new_top = gl.maximum(top, gl.max(s, 1))
@@ -277,9 +311,11 @@ def _attend(
     work,
     place,
     rings,
+    noise,
     HALF: gl.constexpr,
     HEAD_DIM: gl.constexpr,
     BANDS: gl.constexpr,
+    NOISY: gl.constexpr,
     BN: gl.constexpr,
     D: gl.constexpr,
     STAGES: gl.constexpr,
@@ -296,17 +332,17 @@ def _attend(
     row = gl.minimum(place.first + HALF * _ROWS + gl.arange(0, _ROWS, rows), place.end - 1)
     o = gl.zeros([_ROWS, D], gl.float32, o_layout)
     p = gl.zeros([_ROWS, BN], element, p_layout)
-    top = gl.full([_ROWS], _LOWEST, gl.float32, rows)
-    total = gl.zeros([_ROWS], gl.float32, rows)
-    if target.sinks is not None:
-        top = gl.zeros([_ROWS], gl.float32, rows) + gl.load(target.sinks + place.head).to(gl.float32) * _LOG2_E
-        total += 1.0
+    top, total = _empty_softmax(target, place, rows)
+    if NOISY:
+        row_noise = rows_of_group(noise, place.head, row, place.first + HALF * _ROWS, place.end)
     item = 0
     used_even = 0
     used_odd = 0
     for band in gl.static_range(BANDS):
         span = _span(work, place, band, BANDS, BN)
         if span.first < span.end:
+            if (NOISY >> band) & 1:
+                gate = load_gate(noise, gl.load(place.record + _TILE_COLUMNS + _BAND_COLUMNS * band + _GATE))
             start = gl.load(work.bounds + band * work.num_queries + row)
             length = gl.load(work.bounds + (BANDS + band) * work.num_queries + row) - start
             # A place known when compiling: ptxas 12.8 takes one that is not from a loop that did not run.
@@ -315,6 +351,8 @@ def _attend(
             mbarrier.wait(rings.queries_full.index(slot), used & 1)
             q = rings.query_tiles.index(2 * slot + HALF)
             whole = span.end_whole - span.first_whole
+            if (NOISY >> band) & 1:
+                deviate = deviates(noise.pool, row_noise, _key_of(0, span, BN))
             for masked in gl.static_range(2):
                 for tile in range(whole if masked else 0, span.end - span.first if masked else whole):
                     ring, phase = item % STAGES, (item // STAGES) & 1
@@ -326,11 +364,11 @@ def _attend(
                     o = warpgroup_mma(p, rings.value_tiles.index(ring).reshape([BN, D]), o, is_async=True)
                     mbarrier.arrive(rings.turns.index(1 - HALF), count=1)
                     s = warpgroup_mma_wait(1, deps=[s])
+                    if (NOISY >> band) & 1:
+                        s = add_noise(s, deviate, row_noise, _key_of(tile, span, BN), gate, s_layout)
+                        deviate = deviates(noise.pool, row_noise, _key_of(tile + 1, span, BN))  # a round ahead
                     if masked:
-                        key = _key_of(tile, span, BN) + gl.arange(0, BN, gl.SliceLayout(0, s_layout))
-                        # Without a sign, so that one comparison sees keys ahead of the band and behind it.
-                        ahead = (key[None, :] - start[:, None]).to(gl.uint32, bitcast=True)
-                        s = gl.where(ahead < length.to(gl.uint32, bitcast=True)[:, None], s, float("-inf"))
+                        s = _seen(s, _key_of(tile, span, BN), start, length, BN, s_layout)
                     weights, shrink, top, total = _softmax(s, top, total)
                     o, p = warpgroup_mma_wait(0, deps=[o, p])
                     mbarrier.arrive(rings.empty.index(ring), count=1)
@@ -388,7 +426,7 @@ def _barriers(count: gl.constexpr, arrivals: gl.constexpr):
     return barriers
 
 
-@gluon.jit(do_not_specialize=["num_tiles", "num_queries", "num_keys", "batch_size"])
+@gluon.jit(do_not_specialize=["num_tiles", "num_queries", "num_keys", "batch_size", "past"])
 def prefill_hopper_kernel(
     queries,
     keys,
@@ -398,6 +436,10 @@ def prefill_hopper_kernel(
     sinks,
     bounds,
     tiles,
+    pool,
+    gates,
+    hash_keys,
+    std,
     out_batch,
     out_head,
     out_token,
@@ -407,9 +449,13 @@ def prefill_hopper_kernel(
     num_heads,
     num_kv_heads,
     batch_size,
+    past,
+    slope_factor,
+    level_factor,
     GROUP: gl.constexpr,
     HEAD_DIM: gl.constexpr,
     BANDS: gl.constexpr,
+    NOISY: gl.constexpr,
     BN: gl.constexpr,
     D: gl.constexpr,
     STAGES: gl.constexpr,
@@ -431,10 +477,11 @@ def prefill_hopper_kernel(
     target = Target(out, lse, sinks, out_batch, out_head, out_token)
     work = Work(bounds, tiles, num_tiles, num_queries, num_keys, num_heads, num_kv_heads, batch_size)
     place = _place(gl.program_id(0), work, GROUP, BANDS)
+    noise = NoiseSource(pool, gates, hash_keys, std, past, slope_factor, level_factor)
     gl.warp_specialize(
         [
-            (_attend, (target, work, place, rings, gl.constexpr(0), HEAD_DIM, BANDS, BN, D, STAGES)),
-            (_attend, (target, work, place, rings, gl.constexpr(1), HEAD_DIM, BANDS, BN, D, STAGES)),
+            (_attend, (target, work, place, rings, noise, gl.constexpr(0), HEAD_DIM, BANDS, NOISY, BN, D, STAGES)),
+            (_attend, (target, work, place, rings, noise, gl.constexpr(1), HEAD_DIM, BANDS, NOISY, BN, D, STAGES)),
             (_fetch, (queries, keys, values, work, place, rings, BANDS, BN, D, STAGES)),
         ],
         [4, 1],

@@ -68,14 +68,15 @@ def test_prefill() -> None:
 
 def test_prefill_in_groups_of_warps() -> None:
     """The copy engine alone writes tiles: the softmax stays in registers."""
-    two_bands, narrow = _compile(
+    two_bands, narrow, noise = _compile(
         ("dpi", CHUNK_FREE, 100, 128, None, False, "hopper", None, True),
         ("repro_original", {}, 100, 80, None, True, "hopper", None, True),
+        ("dpi", NOISE, 100, 128, None, False, "hopper", None, True),
     )
-    for case in (two_bands, narrow):
+    for case in (two_bands, narrow, noise):
         kernel = case["prefill_hopper_kernel"]
         assert kernel["shared"] <= SHARED_MEMORY
-        assert kernel["stack"] <= 64
+        assert kernel["stack"] <= (128 if case is noise else 64)
         assert kernel["products"] >= 32
         assert kernel["loop_stores"] == 0
         assert "prefill_kernel" not in case

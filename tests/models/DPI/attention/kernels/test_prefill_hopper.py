@@ -63,3 +63,44 @@ def test_the_same_bits(
     for one, same in zip(found, attend(), strict=True):
         assert not one.isnan().any()
         assert torch.equal(one, same)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("queries", "keys"), [(1111, 1111), (300, 1111), (129, 700)])
+@pytest.mark.parametrize("head_dim", [64, 112, 128])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"chunk_coe": 200, "noise_type": "gaussian"},
+        {"chunk_coe": 1, "noise_type": "gaussian", "scale_std": 0},
+        {"chunk_coe": 77, "noise_type": "uniform", "scale_max": 0},
+    ],
+)
+def test_noise(monkeypatch: pytest.MonkeyPatch, params: dict[str, Any], head_dim: int, queries: int, keys: int) -> None:
+    """The same deviates on the same logits, of every head; in chunks noise is on some keys of the far band alone."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("for Hopper alone")
+    generator = torch.Generator("cuda").manual_seed(keys + head_dim)
+    q, k, v = (
+        torch.randn(2, heads, length, head_dim, generator=generator, device="cuda", dtype=torch.float16)
+        for heads, length in ((4, queries), (2, keys), (2, keys))
+    )
+    plan = make_plan(
+        build_method("dpi", {"local_window": 64, **params}, WINDOW),
+        oracle.rope(WINDOW, head_dim),
+        Padding(None, keys - queries, queries, 2),
+        seed=3,
+    )
+    assert plan.noise is not None
+
+    def attend(noisy: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        lse = torch.full((2, 4, queries), float("nan"), device="cuda")
+        noise = plan.noise if noisy else None
+        out = prefill.attend(q, k, v, plan.rows[0], scaling=head_dim**-0.5, noise=noise, layer=2, lse=lse)
+        return out, lse
+
+    found, without = attend(True), attend(False)
+    monkeypatch.setattr(prefill, "_is_for_hopper", lambda *args: False)
+    for one, same, quiet, bound in zip(found, attend(True), without, (2**-9, 1e-5), strict=True):
+        torch.testing.assert_close(one, same, rtol=bound, atol=bound)
+        assert not torch.allclose(one, quiet, rtol=bound, atol=bound)
