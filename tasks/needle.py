@@ -14,7 +14,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -27,7 +27,7 @@ from tasks.chat import chat_ids
 from tasks.errors import UserError
 from tasks.metrics.summary import proportion
 from tasks.options import MAX_COUNT, Options, Positive
-from tasks.results import DETAIL_FILE, RESULT_FILE, Experiment, Score, detailed
+from tasks.results import DETAIL_FILE, RESULT_FILE, Experiment, Score, detailed, mean_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,9 +152,12 @@ class NeedleTask(HiddenAnswer):
         lengths: dict[int, list[float]] = defaultdict(list)
         for (length, _), trials in sorted(cells.items()):
             lengths[length] += trials
+        by_length = {str(length): proportion(trials) for length, trials in lengths.items()}
+        average = mean_of(list(by_length.values())) or Score(None)
+        overall = replace(average, count=sum(map(len, lengths.values())))  # of trials, not of lengths
         detail = {
-            "by_length": {str(length): asdict(proportion(trials)) for length, trials in lengths.items()},
-            "overall": asdict(proportion([trial for trials in cells.values() for trial in trials])),
+            "by_length": {length: asdict(score) for length, score in by_length.items()},
+            "overall": asdict(overall),
         }
         return {RESULT_FILE: result, DETAIL_FILE: detail}
 

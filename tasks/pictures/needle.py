@@ -26,7 +26,7 @@ TITLE = 44
 def draw_needles(experiments: Sequence[Experiment], digits: int = 3) -> Figure | None:
     """Share of trials with the answer, from 0 to 1, by length and depth; None without experiments.
 
-    A panel's title has the share over all its trials, with its interval; digits: decimals of these.
+    A panel's title has the mean over its lengths, as tables have it, with its interval; digits: decimals of these.
     """
     if not experiments:
         return None
@@ -55,7 +55,7 @@ def draw_needles(experiments: Sequence[Experiment], digits: int = 3) -> Figure |
     bar = figure.colorbar(image, ax=axes, shrink=1 if rows == 1 else 0.5, pad=0.015)
     bar.set_label("share of trials with the answer")
     known = any(_overall(experiment).interval for experiment in experiments)
-    note = "Titles: share of all trials" + (", 95 % interval" if known else "")
+    note = "Titles: mean over lengths" + (", 95 % interval" if known else "")
     style.write_caption(figure, style.caption_of(experiments, note))
     return figure
 

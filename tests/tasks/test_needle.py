@@ -197,6 +197,28 @@ def test_prediction_line_and_score() -> None:
     assert overall["stderr"] == pytest.approx((0.75 * 0.25 / 64) ** 0.5)
 
 
+def test_tables_and_pictures_have_one_average() -> None:
+    """Also where a length has fewer trials, and where lengths differ: then their mean is known better than a share."""
+    opts = needle_options(max_k=0.4, times=2)
+    records = list(TASK.records(opts, "needle"))
+    kept = [one for index, one in enumerate(records) if one["context_length"] == 200 or index % 2 == 0]
+    assert len(kept) < len(records)
+    lines = [
+        TASK.predict(
+            engine_saying(record["answer"] if record["context_length"] == 200 or index % 4 == 0 else "no idea"),
+            opts, "needle", record,
+        )
+        for index, record in enumerate(kept)
+    ]  # fmt: skip
+    documents = TASK.score(opts, {"needle": lines})
+    overall = documents["result_detail.json"]["overall"]
+    tabled = TASK.average(TASK.columns("result.json", documents))
+    assert tabled is not None
+    assert overall["count"] == len(kept)
+    assert overall["score"] == pytest.approx(tabled.score)
+    assert overall["interval"] == pytest.approx(tabled.interval)
+
+
 def test_containment_ignores_case_and_nothing_else() -> None:
     answer = prompts.SANDWICH_ANSWER
     opts = needle_options()
