@@ -24,7 +24,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from models.DPI.attention.kernels.launching import on, power_of_2
 from models.DPI.attention.kernels.noise_hopper import NoiseSource, add_noise, deviates, load_gate, rows_of_group
-from models.DPI.attention.kernels.tiles import Tile, TileBand
+from models.DPI.attention.kernels.tiles_hopper import Work, first_key_of, gate_of, place_of, slot_of, span_of
 from models.DPI.attention.prepared import Launch, PreparedPrefill
 
 ROWS = 64
@@ -36,10 +36,6 @@ _copy = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_
 _TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 # Finite, so that a query that has seen no key yet gives no NaN.
 _LOWEST = gl.constexpr(-1.0e30)
-# Columns of the records of `tiles`.
-_TILE_COLUMNS, _BAND_COLUMNS = gl.constexpr(len(Tile._fields)), gl.constexpr(len(TileBand._fields))
-_FIRST, _END = gl.constexpr(Tile._fields.index("first")), gl.constexpr(Tile._fields.index("end"))
-_SLOT, _GATE = gl.constexpr(TileBand._fields.index("slot")), gl.constexpr(TileBand._fields.index("gate"))
 _LN2 = gl.constexpr(0.6931471805599453)
 _LOG2_E = gl.constexpr(1.4426950408889634)
 _ROWS = gl.constexpr(ROWS)
@@ -110,19 +106,6 @@ def _descriptor(x: Tensor, block: list[int]) -> TensorDescriptor:
     return TensorDescriptor(x, list(x.shape), list(x.stride()), block, layout)
 
 
-class Work(NamedTuple):
-    """What there is to do: see `prefill.prefill_kernel`."""
-
-    bounds: gl.tensor
-    tiles: gl.tensor
-    num_tiles: gl.tensor
-    num_queries: gl.tensor
-    num_keys: gl.tensor
-    num_heads: gl.tensor
-    num_kv_heads: gl.tensor
-    batch_size: gl.tensor
-
-
 class Target(NamedTuple):
     """Where the result goes, with the strides of out, and the sinks."""
 
@@ -152,65 +135,6 @@ class Rings(NamedTuple):
     turns: gl.shared_memory_descriptor
 
 
-class Place(NamedTuple):
-    """A tile of queries: first ... end - 1 of a head. record: its columns, see `tiles.Tile`, `tiles.TileBand`."""
-
-    batch: gl.tensor
-    head: gl.tensor
-    kv_head: gl.tensor
-    record: gl.tensor
-    first: gl.tensor
-    end: gl.tensor
-
-
-class Span(NamedTuple):
-    """Tiles of keys of a band: first ... end - 1, of which every query sees first_whole ... end_whole - 1 whole."""
-
-    first: gl.tensor
-    first_whole: gl.tensor
-    end_whole: gl.tensor
-    end: gl.tensor
-
-
-@gluon.jit
-def _place(number, work, GROUP: gl.constexpr, BANDS: gl.constexpr):
-    """All tiles and query heads of one key head run side by side, so that its keys stay in the L2 cache."""
-    plane = number // (work.num_tiles * GROUP)
-    rest = number % (work.num_tiles * GROUP)
-    kv_head = plane % work.num_kv_heads
-    record = work.tiles + (rest // GROUP) * (_TILE_COLUMNS + _BAND_COLUMNS * BANDS)
-    return Place(
-        batch=plane // work.num_kv_heads,
-        head=kv_head * GROUP + rest % GROUP,
-        kv_head=kv_head,
-        record=record,
-        first=gl.load(record + _FIRST),
-        end=gl.load(record + _END),
-    )
-
-
-@gluon.jit
-def _span(work, place, band, BANDS: gl.constexpr, BN: gl.constexpr):
-    starts = work.bounds + band * work.num_queries
-    stops = work.bounds + (BANDS + band) * work.num_queries
-    low, low_end = gl.load(starts + place.first), gl.load(starts + place.end - 1)
-    high_start, high = gl.load(stops + place.first), gl.load(stops + place.end - 1)
-    first = low // BN
-    end = gl.where(low < high, (high + BN - 1) // BN, first)
-    first_whole = gl.minimum((low_end + BN - 1) // BN, end)
-    end_whole = gl.minimum(gl.maximum(high_start // BN, first_whole), end)
-    return Span(first, first_whole, end_whole, end)
-
-
-@gluon.jit
-def _key_of(number, span, BN: gl.constexpr):
-    """The first key of a band's tile: whole tiles come first, then those on a boundary."""
-    whole = span.end_whole - span.first_whole
-    boundary = span.first + number - whole
-    boundary = gl.where(boundary >= span.first_whole, boundary + whole, boundary)
-    return gl.where(number < whole, span.first_whole + number, boundary) * BN
-
-
 @gluon.jit
 def _fetch(
     queries,
@@ -231,7 +155,7 @@ def _fetch(
     used_even = 0
     used_odd = 0
     for band in gl.static_range(BANDS):
-        span = _span(work, place, band, BANDS, BN)
+        span = span_of(work, place, band, BANDS, BN)
         if span.first < span.end:
             slot: gl.constexpr = band % 2
             used = used_odd if slot else used_even
@@ -250,10 +174,10 @@ def _fetch(
                 used_odd += 1
             else:
                 used_even += 1
-            plane = gl.load(place.record + _TILE_COLUMNS + _BAND_COLUMNS * band + _SLOT) * work.batch_size + place.batch
+            plane = slot_of(place, band) * work.batch_size + place.batch
             row = (plane * work.num_kv_heads + place.kv_head) * work.num_keys
             for tile in range(span.end - span.first):
-                key = _key_of(tile, span, BN)
+                key = first_key_of(tile, span, BN)
                 # Any finite values serve the first round, whose weights are 0: its own tile's.
                 before = gl.where(item == 0, key, before)
                 ring = item % STAGES
@@ -339,10 +263,10 @@ def _attend(
     used_even = 0
     used_odd = 0
     for band in gl.static_range(BANDS):
-        span = _span(work, place, band, BANDS, BN)
+        span = span_of(work, place, band, BANDS, BN)
         if span.first < span.end:
             if (NOISY >> band) & 1:
-                gate = load_gate(noise, gl.load(place.record + _TILE_COLUMNS + _BAND_COLUMNS * band + _GATE))
+                gate = load_gate(noise, gate_of(place, band))
             start = gl.load(work.bounds + band * work.num_queries + row)
             length = gl.load(work.bounds + (BANDS + band) * work.num_queries + row) - start
             # A place known when compiling: ptxas 12.8 takes one that is not from a loop that did not run.
@@ -352,7 +276,7 @@ def _attend(
             q = rings.query_tiles.index(2 * slot + HALF)
             whole = span.end_whole - span.first_whole
             if (NOISY >> band) & 1:
-                deviate = deviates(noise.pool, row_noise, _key_of(0, span, BN))
+                deviate = deviates(noise.pool, row_noise, first_key_of(0, span, BN))
             for masked in gl.static_range(2):
                 for tile in range(whole if masked else 0, span.end - span.first if masked else whole):
                     ring, phase = item % STAGES, (item // STAGES) & 1
@@ -365,10 +289,10 @@ def _attend(
                     mbarrier.arrive(rings.turns.index(1 - HALF), count=1)
                     s = warpgroup_mma_wait(1, deps=[s])
                     if (NOISY >> band) & 1:
-                        s = add_noise(s, deviate, row_noise, _key_of(tile, span, BN), gate, s_layout)
-                        deviate = deviates(noise.pool, row_noise, _key_of(tile + 1, span, BN))  # a round ahead
+                        s = add_noise(s, deviate, row_noise, first_key_of(tile, span, BN), gate, s_layout)
+                        deviate = deviates(noise.pool, row_noise, first_key_of(tile + 1, span, BN))  # a round ahead
                     if masked:
-                        s = _seen(s, _key_of(tile, span, BN), start, length, BN, s_layout)
+                        s = _seen(s, first_key_of(tile, span, BN), start, length, BN, s_layout)
                     weights, shrink, top, total = _softmax(s, top, total)
                     o, p = warpgroup_mma_wait(0, deps=[o, p])
                     mbarrier.arrive(rings.empty.index(ring), count=1)
@@ -476,7 +400,7 @@ def prefill_hopper_kernel(
     mbarrier.arrive(rings.turns.index(0), count=1)
     target = Target(out, lse, sinks, out_batch, out_head, out_token)
     work = Work(bounds, tiles, num_tiles, num_queries, num_keys, num_heads, num_kv_heads, batch_size)
-    place = _place(gl.program_id(0), work, GROUP, BANDS)
+    place = place_of(gl.program_id(0), work, GROUP, BANDS)
     noise = NoiseSource(pool, gates, hash_keys, std, past, slope_factor, level_factor)
     gl.warp_specialize(
         [
