@@ -43,9 +43,12 @@ _BOUNDS = {
 _MEMBER = re.compile(r"int|float|str|bool|none|[\w-]+\[.*\]")
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The nearest of the known words as the end of a complaint; empty where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+def did_you_mean(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
+    """The nearest of the known words as the end of a complaint; empty where none is near.
+
+    likeness: of 1, that it has at least.
+    """
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -1,8 +1,9 @@
 """What `get_model_and_tokenizer` may get as its `config`: a model's configuration, or an experiment's table."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
+
+from models.mistakes import did_you_mean
 
 Config = TypeVar("Config")
 
@@ -36,8 +37,8 @@ def split_config(
             "transformers' object, AutoConfig.for_model(**config)"
         )
     for key in map(str, set(config) - {WINDOW_KEY, TARGET_KEY}):
-        if near := difflib.get_close_matches(key, (WINDOW_KEY, TARGET_KEY), n=1, cutoff=NEAR):
-            raise ValueError(f"config: unknown key {key!r}; did you mean {near[0]!r}?")
+        if near := did_you_mean(key, (WINDOW_KEY, TARGET_KEY), NEAR):
+            raise ValueError(f"config: unknown key {key!r}{near}")
     if window is None:
         window = "auto" if config.get(WINDOW_KEY) == "auto" else _tokens(config, WINDOW_KEY)
     if target_length is None:

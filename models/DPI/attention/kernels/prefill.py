@@ -143,12 +143,14 @@ def attend(
 
 def _is_for_hopper(q: Tensor, row: Row, cap: float | None) -> bool:
     """Whether `prefill_hopper` computes it, faster, and without noise to the same bits."""
-    _, _, num_queries, head_dim = q.shape
     num_bands = max(len(segment.bands) for segment in row.segments)
-    if not q.is_cuda or cap is not None or num_queries <= 64 or head_dim > 128 or num_bands > _HOPPER_BANDS:
+    if not q.is_cuda or cap is not None or num_bands > _HOPPER_BANDS:
         return False
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    return cards.card_of(q.device).has_warp_groups and version in _HOPPER_TRITONS
+    card = cards.card_of(q.device)
+    _, _, num_queries, head_dim = q.shape
+    fits = tiling(head_dim, num_queries, noisy=False, card=card) == _HOPPER_TILE
+    return card.has_warp_groups and version in _HOPPER_TRITONS and fits
 
 
 def rotate_queries(q: Tensor, prepared: PreparedPrefill, factor: float) -> Tensor:
