@@ -10,6 +10,7 @@ import argparse
 import logging
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from models.DPI.planning import Padding, make_plan
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 # Decoding runs through this many bytes of keys and values, so that the L2 cache holds none of them.
 _COLD_BYTES = 1 << 28
+# Seconds for which decoding runs before it is timed: behind prefills the GPU's clock is low for a while.
+_SETTLE = 0.3
 SCALING = HEAD_DIM**-0.5
 THETA = 500_000.0
 GALI = {"chunk_coe": 1, "local_window": 2048}
@@ -123,6 +126,10 @@ def measure(
     with torch.cuda.graph(graph):
         for one in inputs:
             run(*one)
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < _SETTLE:
+        graph.replay()
+        torch.cuda.synchronize()
     times: list[float] = []
     for _ in range(30):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

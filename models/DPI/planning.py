@@ -38,22 +38,24 @@ class Padding:
         the mask says. Raises ValueError if the mask is too short, a row's real tokens are not one run, there is none,
         or the positions do not count them.
         """
-        offsets = _offsets(attention_mask, past, new, position_ids)
-        if attention_mask is None:
-            if offsets is not None:
-                _check_offsets(offsets.tolist(), [0])
-            return cls(None, past, new, batch_size)
-        if attention_mask.shape[1] < past + new:
+        if position_ids is not None and (position_ids.ndim != 2 or position_ids.shape[1] != new):
+            raise ValueError(f"position_ids has the shape {tuple(position_ids.shape)}; it must be (batch, {new})")
+        if attention_mask is not None and attention_mask.shape[1] < past + new:
             raise ValueError(
                 f"attention_mask covers {attention_mask.shape[1]} tokens, fewer than the {past} in the cache and the "
                 f"{new} of this pass; give one that covers both"
             )
+        if attention_mask is None or bool(attention_mask[:, : past + new].all()):
+            if position_ids is not None:
+                _check_offsets(_offsets_without_mask(past, new, position_ids), [0])
+            return cls(None, past, new, batch_size)
+        offsets = None if position_ids is None else _offsets(attention_mask, past, new, position_ids)
         mask = attention_mask[:, : past + new].bool()
         lengths = mask.sum(1)
         left = mask.int().argmax(1)
         last = mask.shape[1] - mask.flip(1).int().argmax(1)
         read = [left, lengths, last] if offsets is None else [left, lengths, last, *offsets.expand(2, len(mask))]
-        spans = torch.stack(read).tolist()  # the one synchronisation of a forward pass
+        spans = torch.stack(read).tolist()  # one synchronisation for all of them
         for row, (first, length, end) in enumerate(zip(*spans[:3], strict=True)):
             if length == 0:
                 raise ValueError(
@@ -67,10 +69,7 @@ class Padding:
                 )
         if offsets is not None:
             _check_offsets(spans[3:], spans[0])
-        pairs = tuple(zip(spans[0], spans[1], strict=True))
-        if all(pair == (0, past + new) for pair in pairs):
-            return cls(None, past, new, batch_size)
-        return cls(pairs, past, new, batch_size)
+        return cls(tuple(zip(spans[0], spans[1], strict=True)), past, new, batch_size)
 
     def following(self) -> "Padding":
         """With one more real token in every row, which is fed next."""
@@ -95,15 +94,18 @@ class Padding:
         return (index[None] - left[:, None]).clamp(min=0)
 
 
-def _offsets(mask: Tensor | None, past: int, new: int, position_ids: Tensor | None) -> Tensor | None:
-    """How far positions are from the tokens' indices at least and at most, (2, B or 1); 0 in rows of padding alone."""
-    if position_ids is None:
-        return None
-    if position_ids.ndim != 2 or position_ids.shape[1] != new:
-        raise ValueError(f"position_ids has the shape {tuple(position_ids.shape)}; it must be (batch, {new})")
+def _offsets_without_mask(past: int, new: int, position_ids: Tensor) -> list[list[int]]:
+    """How far positions are from the tokens' indices at least and at most, two lists of B or 1."""
+    if new == 1:  # decoding waits for each of a GPU's kernels
+        found = [position - past for (position,) in position_ids.tolist()]
+        return [found, found]
     offset = position_ids - torch.arange(past, past + new, device=position_ids.device)
-    if mask is None:
-        return torch.stack(offset.aminmax(dim=1))
+    return torch.stack(offset.aminmax(dim=1)).tolist()
+
+
+def _offsets(mask: Tensor, past: int, new: int, position_ids: Tensor) -> Tensor:
+    """The same where padding has any position, (2, B); 0 in rows of padding alone."""
+    offset = position_ids - torch.arange(past, past + new, device=position_ids.device)
     hidden = ~mask[:, past : past + new].bool().to(offset.device)
     offset = offset.expand(len(hidden), new)
     most = torch.iinfo(offset.dtype).max

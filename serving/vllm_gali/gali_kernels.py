@@ -6,7 +6,7 @@ from vllm_gali.gali import fused
 
 if TYPE_CHECKING or fused.__name__.startswith("models."):
     from models.DPI.attention.kernels import prefill
-    from models.DPI.attention.kernels.decode import (
+    from models.DPI.attention.kernels.decode_arithmetic import (
         accumulate,
         load_row,
         merge,
@@ -23,7 +23,7 @@ if TYPE_CHECKING or fused.__name__.startswith("models."):
     from models.DPI.attention.tables import CACHED_KEYS
 else:
     from gali.models.DPI.attention.kernels import prefill
-    from gali.models.DPI.attention.kernels.decode import (
+    from gali.models.DPI.attention.kernels.decode_arithmetic import (
         accumulate,
         load_row,
         merge,

@@ -19,7 +19,7 @@ from models.DPI.attention.prepared import (
     PrefillKey,
     PreparedPrefill,
     PreparedStep,
-    StepKey,
+    StepShape,
 )
 from models.DPI.attention.tables import Frequencies, KeyPositions, KeyTable, rotate
 
@@ -140,4 +140,4 @@ class Plan:
     rows: tuple[Row, ...]
     noise: Noise | None = None
     plain: bool = False
-    prepared: dict[StepKey, PreparedStep] = field(default_factory=dict, repr=False)
+    prepared: dict[StepShape, PreparedStep] = field(default_factory=dict, repr=False)

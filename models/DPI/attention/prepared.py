@@ -77,55 +77,38 @@ class KeyTiles:
     several: bool
 
 
-class StepKey(NamedTuple):
-    """What a decoding step's preparation depends on. heads: of the queries."""
+class StepShape(NamedTuple):
+    """What a decoding step's preparation depends on besides its plan. heads: of the queries."""
 
-    device: torch.device
+    batch: int
     heads: int
+    kv_heads: int
+    head_dim: int
+    device: torch.device
 
-
-@dataclass(frozen=True)
-class StepLayout:
-    """A decoding step on the host: what `PreparedStep` has on the device, and how large its other tensors are.
-
-    data: int64, the bytes of `pieces` and of `numbers`, one behind the other, so that one copy takes them over.
-    shape: of pieces. columns: of numbers. planes: B * Hkv. block_members: query heads of a key head, padded.
-    """
-
-    data: Tensor
-    shape: tuple[int, int, int]
-    columns: int
-    planes: int
-    block_members: int
-    block_d: int
-    block_half: int
-    block_rest: int
-    noisy: bool
-    options: dict[str, int]
-    key_tables: list[tuple[Tensor, Tensor]]
+    @classmethod
+    def of(cls, batch: int, heads: int, keys: Tensor) -> "StepShape":
+        """keys: (B, Hkv, N, D)."""
+        return cls(batch, heads, keys.shape[1], keys.shape[3], keys.device)
 
 
 @dataclass(frozen=True)
 class PreparedStep:
     """What the decoding kernel reads, layer after layer.
 
-    pieces: (B, splits, columns) int64, records of `kernels.pieces.Piece`. numbers: (B, 1 + bands * (1 + rotary_dim))
-    fp32, for each row of the batch the noise's deviation and, for each band, the factor on the query's components that
-    do not rotate, and its cosines and sines. data: the memory of both. block_half, block_rest, block_d: widths of the
-    blocks that are read, of half the components that rotate, of those that do not (0 where all do), and of all.
+    shape: what it was prepared for. pieces: (B, splits, columns) int64, records of `kernels.pieces.Piece`.
+    numbers: (B, 1 + bands * (1 + rotary_dim)) fp32, for each row of the batch the noise's deviation and, for each band,
+    the factor on the query's components that do not rotate, and its cosines and sines. data: the memory of both.
     parts, log_totals: the programs' results before they are merged. arrivals: zeros, and zeros again after each launch.
     options: the kernel's constants. key_tables keeps the addresses in `pieces` alive.
     """
 
+    shape: StepShape
     data: Tensor
     pieces: Tensor
     numbers: Tensor
     parts: Tensor
     log_totals: Tensor
     arrivals: Tensor
-    block_d: int
-    block_half: int
-    block_rest: int
-    noisy: bool
     options: dict[str, int]
     key_tables: list[tuple[Tensor, Tensor]]

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.DPI.attention import cards, triton_gradients
 from models.DPI.attention.bands import Plan, Row
 from models.DPI.attention.noise import Noise
-from models.DPI.attention.prepared import PreparedStep, StepKey, StepLayout
+from models.DPI.attention.prepared import PreparedStep, StepShape
 
 HEAD_DIMS = (64, 80, 96, 112, 128, 192, 256)
 DTYPES = (torch.bfloat16, torch.float16)
@@ -96,43 +96,16 @@ def attend_one(
     return decode.attend_one(q, k, v, plan, scaling=scaling, softcap=softcap, sinks=sinks, layer=layer, lse=lse)
 
 
-def lay_out_step(
-    plan: Plan,
-    batch: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    device: torch.device,
-    previous: PreparedStep | None,
-) -> StepLayout:
-    """What `prepare_step` does on the host. previous: see there; it is not changed."""
-    from models.DPI.attention.kernels import pieces
-
-    return pieces.lay_out_step(
-        plan, batch, heads, kv_heads, head_dim, device, previous=previous, multiple=_SPLITS_MULTIPLE
-    )
-
-
-def prepare_step(
-    plan: Plan,
-    batch: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    device: torch.device,
-    previous: PreparedStep | None,
-    layout: StepLayout | None = None,
-) -> PreparedStep:
+def prepare_step(plan: Plan, shape: StepShape, previous: PreparedStep | None) -> PreparedStep:
     """Prepare `attend_one` for a plan ahead of the first layer, in the tensors of a previous step where they fit.
 
-    Launches that were recorded for that step then compute this one. layout: of `lay_out_step`, if it was made before.
+    Launches that were recorded for that step then compute this one; the tensors are written behind what the stream has
+    to do already, and nobody waits.
     """
     from models.DPI.attention.kernels import pieces
 
-    if layout is None:
-        layout = lay_out_step(plan, batch, heads, kv_heads, head_dim, device, previous)
-    prepared = pieces.take_over(layout, device, previous)
-    plan.prepared[StepKey(device, heads)] = prepared
+    prepared = pieces.prepare_step(plan, shape, previous=previous, multiple=_SPLITS_MULTIPLE)
+    plan.prepared[shape] = prepared
     return prepared
 
 

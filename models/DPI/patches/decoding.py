@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from models.DPI.attention import api, triton
 from models.DPI.attention.bands import Plan
-from models.DPI.attention.prepared import PreparedStep, StepLayout
+from models.DPI.attention.prepared import PreparedStep, StepShape
 from models.DPI.patches import caches
 from models.DPI.patches.families import head_dim_of, kv_heads_of
 from models.DPI.patches.forward_pass import ARGUMENT, ForwardPass
@@ -72,11 +72,12 @@ class _Recording:
 
 @dataclass(frozen=True)
 class _Ahead:
-    """A plan made before it was asked for, and what the kernel reads of it."""
+    """A plan made before it was asked for, and what the kernel reads of it, in the tensors of `before` if they fit."""
 
     padding: Padding
     plan: Plan
-    layout: StepLayout
+    prepared: PreparedStep
+    before: PreparedStep
 
 
 class _OfThread(threading.local):
@@ -126,20 +127,20 @@ class RecordedDecoding:
         known = self._known(base, input_ids, cache, forward_pass.padding.past)
         if known is None:
             return stock(**kwargs, **{ARGUMENT: forward_pass})
-        layout = ahead.layout if ahead is not None and ahead.plan is forward_pass.plan else None
-        hidden = self._step(known, base, stock, input_ids, cache, forward_pass, layout, planner)
+        hidden = self._step(known, base, stock, input_ids, cache, forward_pass, ahead, planner)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
 
-    def pays(self, base: nn.Module, plan: Plan, attn_impl: str) -> bool:
+    def pays(self, base: Any, plan: Plan, attn_impl: str) -> bool:
         """Whether the steps after one of this plan would be replayed, given a static cache."""
         parameter = next(base.parameters())
+        head_dim = head_dim_of(base.config)
         return (
             not self.failed
             and can_record(parameter.device)
             and not plan.plain
             and {p.device for p in base.parameters()} == {parameter.device}
             and not are_watched(list(base.modules()))
-            and _decodes_fused(base, plan, attn_impl, parameter.device, parameter.dtype)
+            and _decodes_fused(plan, attn_impl, parameter.new_empty(1, 1, 1, head_dim))
         )
 
     def _fits(
@@ -161,9 +162,7 @@ class RecordedDecoding:
             and forward_pass.observer is None
             and bool(forward_pass.plan.rows)
             and not forward_pass.runs_stock
-            and _decodes_fused(
-                base, forward_pass.plan, forward_pass.attn_impl, cache.layers[0].keys.device, cache.layers[0].keys.dtype
-            )
+            and _decodes_fused(forward_pass.plan, forward_pass.attn_impl, cache.layers[0].keys)
         )
 
     def _step(
@@ -174,13 +173,17 @@ class RecordedDecoding:
         input_ids: Tensor,
         cache: Any,
         forward_pass: ForwardPass,
-        layout: StepLayout | None,
+        ahead: _Ahead | None,
         planner: Planner,
     ) -> Tensor:
-        """The hidden states of a step that fits. layout: of its plan, if that was made ahead."""
+        """The hidden states of a step that fits. ahead: what was made before it was asked for."""
         before = known.prepared
-        shape = _shape_of(base, cache, len(input_ids))
-        prepared = known.prepared = triton.prepare_step(forward_pass.plan, *shape, before, layout)
+        shape = StepShape.of(len(input_ids), base.config.num_attention_heads, cache.layers[0].keys)
+        if before is not None and ahead is not None and ahead.plan is forward_pass.plan and ahead.before is before:
+            prepared = ahead.prepared
+        else:
+            prepared = triton.prepare_step(forward_pass.plan, shape, before)
+        known.prepared = prepared
         if before is None or prepared.pieces is not before.pieces:
             known.replay = None
         if known.patience:
@@ -234,6 +237,8 @@ class RecordedDecoding:
             or not known.layers.are_as_before()
         ):
             known = self._of_thread.recording = None  # before its memory is needed
+        if known is None and are_watched(list(base.modules())):
+            return None
         layers = Layers(base) if known is None else known.layers
         if layers.are_watched():
             self._of_thread.recording = None
@@ -249,22 +254,13 @@ class RecordedDecoding:
             known.forget()
         return known
 
-    def _plan_ahead(self, padding: Padding, planner: Planner, shape: "_Shape", prepared: PreparedStep) -> None:
-        """Make the next token's plan: the GPU is at work on this one's layers."""
+    def _plan_ahead(self, padding: Padding, planner: Planner, shape: StepShape, prepared: PreparedStep) -> None:
+        """Make the next token's plan: the GPU is at work on this one's layers, and writes its tensors behind them."""
         following = padding.following()
         with contextlib.suppress(ValueError, RuntimeError):  # that pass says it, if it is ever asked for
             plan = planner(following)
             if plan.rows:
-                self._of_thread.ahead = _Ahead(following, plan, triton.lay_out_step(plan, *shape, prepared))
-
-
-_Shape = tuple[int, int, int, int, torch.device]
-
-
-def _shape_of(base: Any, cache: Any, batch: int) -> _Shape:
-    """Rows, heads, key heads, components of a head and the device, as `triton.prepare_step` takes them."""
-    keys: Tensor = cache.layers[0].keys
-    return batch, base.config.num_attention_heads, keys.shape[1], keys.shape[3], keys.device
+                self._of_thread.ahead = _Ahead(following, plan, triton.prepare_step(plan, shape, prepared), prepared)
 
 
 def _forget(recording: "weakref.ref[_Recording]") -> None:
@@ -274,10 +270,10 @@ def _forget(recording: "weakref.ref[_Recording]") -> None:
         known.forget()
 
 
-def _decodes_fused(base: Any, plan: Plan, attn_impl: str, device: torch.device, dtype: torch.dtype) -> bool:
-    query = torch.empty(1, 1, 1, head_dim_of(base.config), device=device, dtype=dtype)
+def _decodes_fused(plan: Plan, attn_impl: str, like: Tensor) -> bool:
+    """Whether queries of the device, dtype and head_dim of `like` would."""
     with contextlib.suppress(ValueError):  # the stock pass says it
-        return api.choose(attn_impl, query, plan) == "triton"
+        return api.choose(attn_impl, like, plan) == "triton"
     return False
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+_TRAINING = operator.itemgetter("training")
+
 
 class Layers:
     """The modules that a recording runs, and whether they are still what they were: asked at every step, so quickly."""
@@ -21,7 +23,8 @@ class Layers:
         self._modules = list(base.modules())
         self._own = [vars(module) for module in self._modules]
         self._hooks = [own[name] for own in self._own for name in ("_forward_hooks", "_forward_pre_hooks")]
-        self._members = [own[name] for own in self._own for name in ("_parameters", "_modules", "_buffers")]
+        members = [own[name] for own in self._own for name in ("_parameters", "_modules", "_buffers")]
+        self._members, self._empty = [x for x in members if x], [x for x in members if not x]
         self._adapted: list[Any] = [module for module in self._modules if "_active_adapter" in vars(module)]
         self._before = self._everything()
         # Those of other classes may have no address.
@@ -32,7 +35,7 @@ class Layers:
         """Whether the recording still computes what they would: parameters' values are read anew anyway."""
         now = self._everything()
         same = len(now) == len(self._before) and all(map(operator.is_, now, self._before))
-        return same and self._state == self._state_now()
+        return same and not any(self._empty) and self._state == self._state_now()
 
     def are_watched(self) -> bool:
         """Whether somebody waits for modules to be called, or for operators."""
@@ -49,7 +52,7 @@ class Layers:
         """Where parameters are, which modules train, and which of PEFT's adapters are active."""
         return [
             *map(Tensor.data_ptr, self._parameters),
-            *[own["training"] for own in self._own],
+            *map(_TRAINING, self._own),
             *[f"{x._active_adapter} {x._disable_adapters} {x.merged_adapters} {x.scaling}" for x in self._adapted],
         ]
 

@@ -61,3 +61,24 @@ def test_a_plan_is_plain_only_if_every_row_is(length: int, plain: bool) -> None:
     method = build_method("dpi", {"local_window": 2}, 8)
     mask = _mask("0" * (length - 2) + "11", "1" * length)
     assert make_plan(method, oracle.rope(8), Padding.read(mask, 2, 0, length), seed=0).plain == plain
+
+
+@pytest.mark.parametrize("mask", [None, _mask("1" * 6, "1" * 6)])
+@pytest.mark.parametrize("new", [1, 3])
+def test_positions_count_the_tokens(mask: torch.Tensor | None, new: int) -> None:
+    past = 6 - new
+    right = torch.arange(past, 6).expand(2, new)
+    assert Padding.read(mask, 2, past, new, right) == Padding(None, past, new, 2)
+    off = right + torch.tensor([[0], [2]])
+    with pytest.raises(ValueError, match="position_ids of row 1 are 2 away"):
+        Padding.read(mask, 2, past, new, off)
+    with pytest.raises(ValueError, match=rf"position_ids has the shape \(2, {new + 1}\)"):
+        Padding.read(mask, 2, past, new, torch.zeros(2, new + 1, dtype=torch.int64))
+
+
+def test_positions_of_one_token_behind_padding() -> None:
+    mask = _mask("001111", "111111")
+    for position in (3, 5):  # counted from the row's first token, or on the key axis
+        assert Padding.read(mask, 2, 5, 1, torch.tensor([[position], [5]])).spans == ((2, 4), (0, 6))
+    with pytest.raises(ValueError, match="position_ids of row 0 are -1 away"):
+        Padding.read(mask, 2, 5, 1, torch.tensor([[4], [5]]))

@@ -4,6 +4,8 @@
 """
 
 import functools
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ from models.DPI.attention.cards import Card
 from models.DPI.attention.kernels.launching import power_of_2
 from models.DPI.attention.kernels.noise import period_of
 from models.DPI.attention.noise import POOL_SIZE
-from models.DPI.attention.prepared import PreparedStep, StepLayout
+from models.DPI.attention.prepared import PreparedStep, StepShape
 from models.DPI.attention.tables import KeyPositions
 
 # Keys of a decoding tile.
@@ -26,10 +28,18 @@ DECODE_KEYS = 64
 _DECODE_WARPS = 4
 # Tiles of one program at most: its query rotates on by as many roundings, which is 3e-5 after 512.
 MOST_TILES = 512
-# What a second program on each multiprocessor costs, in tiles: tables to read, parts to merge.
-_SECOND_PROGRAM = 2.3
-# Programs share the memory's speed. Of the time that each takes for a tile beside all others, what one takes at least.
+# What cutting a row costs, in tiles of time. Programs share the memory's speed: of the time that each takes for a tile
+# beside all others, what one takes at least.
 _ALONE = 0.83
+# Where every key's table is read, one program waits longer for it than two that wait by turns.
+_ALONE_WITH_TABLES = 1.4
+# A second program on each multiprocessor: tables to read, parts to merge. Each of its further turns.
+_SECOND_PROGRAM = 2.3
+_TURN = 2.0
+# Programs of one turn end one after another, the longer the farther apart, beyond so many tiles by so much a tile.
+_EVEN_TILES = 96
+_SPREAD = 1 / 8
+_MOST_TURNS = 16
 
 
 class Piece(NamedTuple):
@@ -92,60 +102,75 @@ def load_piece(
 
 
 def prepare_step(
-    plan: Plan,
-    batch: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    device: torch.device,
-    *,
-    previous: PreparedStep | None = None,
-    multiple: int = 1,
+    plan: Plan, shape: StepShape, *, previous: PreparedStep | None = None, multiple: int = 1
 ) -> PreparedStep:
     """What the kernel reads of the last query of each of the plan's rows.
 
     previous: of another token; its tensors are written anew and returned where their shapes and constants fit.
     multiple: of it is the number of programs for each key head, so that few tokens need another number.
     """
-    layout = lay_out_step(plan, batch, heads, kv_heads, head_dim, device, previous=previous, multiple=multiple)
-    return take_over(layout, device, previous)
-
-
-def lay_out_step(
-    plan: Plan,
-    batch: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    device: torch.device,
-    *,
-    previous: PreparedStep | None = None,
-    multiple: int = 1,
-) -> StepLayout:
-    """The part of `prepare_step` that is done on the host; `previous` is not changed."""
-    rows, numbers, tables, relative, noisy = _lay_out(plan, batch, kv_heads, device)
+    rows, numbers, tables, relative, noisy = _lay_out(plan, shape)
     splits = -(-max(map(len, rows)) // multiple) * multiple
     if previous is not None:
         splits = max(splits, previous.pieces.shape[1])
-    cos, sin = (table.data_ptr() for table in tables[0])
+    options = _options(shape, splits, 2 * tables[0][0].shape[1], numbers.shape[1], relative, noisy)
+    data = _write(rows, splits, numbers, tables[0], pinned=shape.device.type == "cuda")
+    if (
+        previous is not None
+        and (previous.shape, previous.pieces.shape[1]) == (shape, splits)
+        and previous.options == options
+    ):
+        previous.data.copy_(data, non_blocking=True)
+        return replace(previous, key_tables=tables)
+    on_device = data.to(shape.device, non_blocking=True)
+    planes = shape.batch * shape.kv_heads
+    parts = planes * splits * options["BLOCK_MEMBERS"]
+    size = shape.batch * splits * _COLUMNS
+    return PreparedStep(
+        shape=shape,
+        data=on_device,
+        pieces=on_device[:size].view(shape.batch, splits, _COLUMNS),
+        numbers=on_device[_behind(size) :].view(torch.float32)[: numbers.numel()].view(numbers.shape),
+        parts=torch.empty(parts * options["BLOCK_D"], dtype=torch.float32, device=shape.device),
+        log_totals=torch.empty(parts, dtype=torch.float32, device=shape.device),
+        arrivals=torch.zeros(planes, dtype=torch.int32, device=shape.device),
+        options=options,
+        key_tables=tables,
+    )
+
+
+def _write(
+    rows: list[list[list[int]]], splits: int, numbers: Tensor, tables: tuple[Tensor, Tensor], *, pinned: bool
+) -> Tensor:
+    """Records, `splits` for each row, and numbers, one behind the other, int64: one copy takes them to the device.
+
+    tables: those that idle programs read.
+    """
+    cos, sin = (table.data_ptr() for table in tables)
     idle = Piece(left=0, query=0, low=0, high=0, start=0, stop=0, step=1, cos=cos, sin=sin, period=-1, band=0)
     flat = [column for row in rows for record in row + [[*idle]] * (splits - len(row)) for column in record]
     behind = _behind(len(flat))
-    data = torch.empty(behind + -(-numbers.numel() // 2), dtype=torch.int64, pin_memory=device.type == "cuda")
+    data = torch.empty(behind + -(-numbers.numel() // 2), dtype=torch.int64, pin_memory=pinned)
     data[: len(flat)] = torch.tensor(flat)  # flat, because nested lists take ten times as long
     data[behind:].view(torch.float32)[: numbers.numel()] = numbers.view(-1)
-    half = tables[0][0].shape[1]
-    card = cards.card_of(device)
-    dependent = _starts_early(device, card)
-    group, block_d = heads // kv_heads, power_of_2(head_dim)
+    return data
+
+
+def _options(
+    shape: StepShape, splits: int, rotary_dim: int, columns: int, relative: bool, noisy: bool
+) -> dict[str, int]:
+    """The kernel's constants. columns: of `PreparedStep.numbers`."""
+    card = cards.card_of(shape.device)
+    dependent = _starts_early(shape.device, card)
+    group, block_d = shape.heads // shape.kv_heads, power_of_2(shape.head_dim)
     block_members = power_of_2(group)
     block_group = max(8, block_members)
-    rest = head_dim - 2 * half
+    half, rest = rotary_dim // 2, shape.head_dim - rotary_dim
     block_half, block_rest = _product_width(half), _product_width(rest) if rest else 0
     options = {
         "GROUP": group,
         "BLOCK_GROUP": block_group,
-        "BANDS": numbers.shape[1] // (1 + 2 * half),
+        "BANDS": columns // (1 + rotary_dim),
         "NOISY": noisy,
         "HALF": half,
         "BLOCK_HALF": block_half,
@@ -157,7 +182,7 @@ def lay_out_step(
         "RELATIVE": relative,
         "POOL": POOL_SIZE,
         "BLOCK_MEMBERS": block_members,
-        "BLOCK_SPLITS": power_of_2(splits),
+        "BLOCK_SPLITS": max(32, power_of_2(splits)),  # few different ones, which are compiled
         "STAGES": _stages(2 * block_half + block_rest + block_d, block_half, block_group, relative, card),
         "DEPENDENT": dependent,
         "num_warps": _DECODE_WARPS,
@@ -166,58 +191,19 @@ def lay_out_step(
     }
     if dependent:
         options["launch_pdl"] = True
-    return StepLayout(
-        data=data,
-        shape=(batch, splits, _COLUMNS),
-        columns=numbers.shape[1],
-        planes=batch * kv_heads,
-        block_members=block_members,
-        block_d=block_d,
-        block_half=block_half,
-        block_rest=block_rest,
-        noisy=noisy,
-        options=options,
-        key_tables=tables,
-    )
-
-
-def take_over(layout: StepLayout, device: torch.device, previous: PreparedStep | None) -> PreparedStep:
-    """The part of `prepare_step` that is done on the device: one copy, which nobody waits for."""
-    if previous is not None and previous.options == layout.options and previous.pieces.shape == layout.shape:
-        previous.data.copy_(layout.data, non_blocking=True)
-        return replace(previous, key_tables=layout.key_tables)
-    data = layout.data.to(device, non_blocking=True)
-    if data is layout.data:  # no other device, and another step may be written here
-        data = data.clone()
-    batch, splits, columns = layout.shape
-    size = batch * splits * columns
-    parts = layout.planes * splits * layout.block_members
-    return PreparedStep(
-        data=data,
-        pieces=data[:size].view(layout.shape),
-        numbers=data[_behind(size) :].view(torch.float32)[: batch * layout.columns].view(batch, layout.columns),
-        parts=torch.empty(parts * layout.block_d, dtype=torch.float32, device=device),
-        log_totals=torch.empty(parts, dtype=torch.float32, device=device),
-        arrivals=torch.zeros(layout.planes, dtype=torch.int32, device=device),
-        block_d=layout.block_d,
-        block_half=layout.block_half,
-        block_rest=layout.block_rest,
-        noisy=layout.noisy,
-        options=layout.options,
-        key_tables=layout.key_tables,
-    )
+    return options
 
 
 def _lay_out(
-    plan: Plan, batch: int, kv_heads: int, device: torch.device
+    plan: Plan, shape: StepShape
 ) -> tuple[list[list[list[int]]], Tensor, list[tuple[Tensor, Tensor]], bool, bool]:
     """Records and numbers of the batch's rows, key tables, whether bands are relative, and whether there is noise."""
     segments = [row.segments[-1] for row in plan.rows]
     num_bands = max(len(segment.bands) for segment in segments)
     relative = all(cycle_step_of(band.keys) for segment in segments for band in segment.bands)
     half = segments[0].bands[0].frequencies.rotary_dim // 2
-    numbers = torch.zeros(batch, 1 + num_bands * (1 + 2 * half))
-    records: list[list[list[int]]] = [[] for _ in range(batch)]
+    numbers = torch.zeros(shape.batch, 1 + num_bands * (1 + 2 * half))
+    records: list[list[list[int]]] = [[] for _ in range(shape.batch)]
     key_tables = []
     noisy = False
     for row, segment in zip(plan.rows, segments, strict=True):
@@ -226,7 +212,7 @@ def _lay_out(
         for number, band in enumerate(segment.bands):
             start, stop = int(band.start[0]), int(band.stop[0])
             step = cycle_step_of(band.keys) if relative else DECODE_KEYS
-            cos, sin = band.key_tables(max(stop, DECODE_KEYS + 1), device)
+            cos, sin = band.key_tables(max(stop, DECODE_KEYS + 1), shape.device)
             key_tables.append((cos, sin))
             period = period_of(segment, band)
             noisy = noisy or period is not None
@@ -247,7 +233,8 @@ def _lay_out(
             whole.append([*piece])
             values.append(torch.as_tensor(band.logit_scale, dtype=torch.float32).reshape(1))
             values += [table[0] for table in band.query_tables(torch.device("cpu"))]
-        shares = _best_shares(tiles, count_multiprocessors(device) / (batch * kv_heads))
+        per_head = count_multiprocessors(shape.device) / (shape.batch * shape.kv_heads)
+        shares = _best_shares(tuple(tiles), per_head, relative)
         of_row = [_cut(whole[b], low, high) for b, low, high in shares]
         row_numbers = torch.cat(values)
         for member in row.rows:
@@ -293,19 +280,33 @@ def _cut(record: list[int], low: int, high: int) -> list[int]:
     return record
 
 
-def _best_shares(tiles: list[tuple[int, int]], multiprocessors: float) -> list[tuple[int, int, int]]:
-    """Bands' tiles cut for one or two programs per multiprocessor, of so many for each key head."""
-    choices = {programs: _shares(tiles, int(programs * multiprocessors)) for programs in (1, 2)}
+@functools.lru_cache(maxsize=64)  # the same for tens of tokens
+def _best_shares(
+    tiles: tuple[tuple[int, int], ...], multiprocessors: float, relative: bool
+) -> tuple[tuple[int, int, int], ...]:
+    """Bands' tiles cut for one program per multiprocessor, of so many for each key head, or for two in some turns."""
     even = sum(high - low for low, high in tiles) / multiprocessors
+    best: tuple[tuple[int, int, int], ...] = ()
+    least = float("inf")
+    for programs, turns in ((1, 1), *((2, turns) for turns in range(1, _MOST_TURNS + 1))):
+        room = programs * multiprocessors
+        shares = tuple(_shares(tiles, int(turns * room)))
+        longest = max((high - low for _, low, high in shares), default=0)
+        needed = max(1, math.ceil(len(shares) / room))
+        if needed > turns and best:
+            continue
+        alone = _ALONE if relative or programs == 2 else _ALONE_WITH_TABLES
+        cost = max(even, alone * programs * needed * longest)
+        if programs == 2 or needed > 1:
+            cost += _SECOND_PROGRAM + _TURN * (needed - 1) + _SPREAD * max(0, longest - _EVEN_TILES)
+        if cost < least:
+            best, least = shares, cost
+        if programs == 2 and longest <= _EVEN_TILES:
+            break
+    return best
 
-    def cost(programs: int) -> float:
-        longest = max((high - low for _, low, high in choices[programs]), default=0)
-        return max(even, _ALONE * programs * longest) + _SECOND_PROGRAM * (programs - 1)
 
-    return choices[min(choices, key=cost)]
-
-
-def _shares(tiles: list[tuple[int, int]], most: int) -> list[tuple[int, int, int]]:
+def _shares(tiles: Sequence[tuple[int, int]], most: int) -> list[tuple[int, int, int]]:
     """Bands' tiles low ... high - 1 cut into at most `most` equal pieces if there are so many, at least one per band.
 
     A piece has two tiles or more, for the sake of the merge, and at most 512. Returns (band, low, high) of each.

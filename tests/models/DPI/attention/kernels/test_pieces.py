@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from models.DPI.attention.cards import ADA, AMPERE, HOPPER, Card
 from models.DPI.attention.kernels import pieces
-from models.DPI.attention.prepared import PreparedStep
+from models.DPI.attention.prepared import PreparedStep, StepShape
 from models.DPI.methods import build_method
 from models.DPI.planning import Padding, make_plan
 from tests.models.DPI import oracle
@@ -24,19 +24,22 @@ bands = st.lists(
 )
 
 
-@given(tiles=bands, multiprocessors=st.floats(0.2, 132))
-def test_programs_take_every_tile_once(tiles: list[tuple[int, int]], multiprocessors: float) -> None:
-    shares = pieces._best_shares(tiles, multiprocessors)
+@given(tiles=bands, multiprocessors=st.floats(0.2, 132), relative=st.booleans())
+def test_programs_take_every_tile_once(tiles: list[tuple[int, int]], multiprocessors: float, relative: bool) -> None:
+    shares = pieces._best_shares(tuple(tiles), multiprocessors, relative)
     found = sorted((b, tile) for b, low, high in shares for tile in range(low, high))
     assert found == [(b, tile) for b, (low, high) in enumerate(tiles) for tile in range(low, high)]
     assert all(0 < high - low <= 512 for _, low, high in shares)
 
 
-@given(tiles=bands, multiprocessors=st.floats(1, 132))
-def test_programs_are_no_more_than_there_is_room_for(tiles: list[tuple[int, int]], multiprocessors: float) -> None:
-    shares = pieces._best_shares(tiles, multiprocessors)
-    needed = sum(-(-(high - low) // 512) for low, high in tiles)  # a program takes 512 tiles of one band at most
-    assert len(shares) <= max(2 * multiprocessors, needed)
+@given(tiles=bands, multiprocessors=st.floats(1, 132), relative=st.booleans())
+def test_several_turns_are_for_long_pieces_only(
+    tiles: list[tuple[int, int]], multiprocessors: float, relative: bool
+) -> None:
+    shares = pieces._best_shares(tuple(tiles), multiprocessors, relative)
+    room = 2 * multiprocessors
+    if len(shares) > max(room, len(tiles)):  # then fewer programs would have been longer than those that end evenly
+        assert max(high - low for _, low, high in pieces._shares(tiles, int(room))) > pieces._EVEN_TILES
 
 
 def test_pieces_of_bands_are_even_and_whole() -> None:
@@ -50,15 +53,32 @@ def test_pieces_of_bands_are_even_and_whole() -> None:
 
 def test_one_row_of_16384_keys_on_132_multiprocessors() -> None:
     """196 tiles of the head and 64 of the tail, 16.5 programs per key head: none has more than 17."""
-    shares = pieces._best_shares([(0, 196), (192, 256)], 16.5)
+    shares = pieces._best_shares(((0, 196), (192, 256)), 16.5, relative=True)
     assert len(shares) == 16
     assert max(high - low for _, low, high in shares) == 17
+
+
+@pytest.mark.parametrize(
+    ("tiles", "rows", "relative", "least", "most"),
+    [
+        (((0, 480), (448, 512)), 1, True, 13, 16),  # one program a multiprocessor
+        (((0, 480), (448, 512)), 1, False, 30, 33),  # every key's table is read: two
+        (((0, 196), (192, 256)), 8, True, 4, 4),  # two, in one turn
+        (((0, 480), (448, 512)), 32, True, 4, 8),  # one would be left long after the others
+        (((0, 8090), (8090, 8192)), 1, False, 50, 99),
+    ],
+)
+def test_cuts_that_were_measured_to_be_fastest(
+    tiles: tuple[tuple[int, int], ...], rows: int, relative: bool, least: int, most: int
+) -> None:
+    """32,768, 16,384 and 524,288 keys of 8 key heads on 132 multiprocessors; figures: benchmarks/RESULTS.md."""
+    assert least <= len(pieces._best_shares(tiles, 132 / (8 * rows), relative)) <= most
 
 
 def _prepare(n: int, rows: int = 1, previous: PreparedStep | None = None) -> PreparedStep:
     method = build_method("dpi", {"chunk_coe": 1, "local_window": 16}, 64)
     plan = make_plan(method, ROPE, Padding(None, n - 1, 1, rows), seed=0)
-    return pieces.prepare_step(plan, rows, 4, 2, 32, CPU, previous=previous, multiple=4)
+    return pieces.prepare_step(plan, StepShape(rows, 4, 2, 32, CPU), previous=previous, multiple=4)
 
 
 @triton.jit
