@@ -1,7 +1,8 @@
 """Speed of attention over bands beside PyTorch's flash and cuDNN kernels, in one run: python -m benchmarks.attention
 
 The shape is that of Llama-3-8B's attention: bf16, 32 query heads, 8 key heads, 128 wide. Every time is a median by
-device events, with a cold L2 cache; decoding steps are replayed from a CUDA graph, so that launches cost nothing.
+device events, with a cold L2 cache, of rounds in which the kernels take turns, because a GPU's clock moves; decoding
+steps are replayed from a CUDA graph, so that launches cost nothing.
 Rotating keys and queries is part of this project's times and not of PyTorch's, which get plain causal attention.
 TFLOP/s count the logits that a query may see.
 """
@@ -35,6 +36,7 @@ HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 _COLD_BYTES = 1 << 28
 # Seconds for which decoding runs before it is timed: behind prefills the GPU's clock is low for a while.
 _SETTLE = 0.3
+_ROUNDS = 2
 SCALING = HEAD_DIM**-0.5
 THETA = 500_000.0
 GALI = {"chunk_coe": 1, "local_window": 2048}
@@ -114,12 +116,12 @@ def rope_of(case: Case) -> Rope:
 
 def measure(
     run: Callable[[Tensor, Tensor, Tensor], object], case: Case, inputs: list[tuple[Tensor, Tensor, Tensor]]
-) -> float:
-    """Median milliseconds of a prefill, or of a decoding step on different inputs in turn, as one CUDA graph."""
+) -> list[float]:
+    """Milliseconds of prefills, or of decoding steps on different inputs in turn, as one CUDA graph."""
     from triton.testing import do_bench
 
     if case.queries > 1:
-        return float(do_bench(lambda: run(*inputs[0]), warmup=50, rep=400, return_mode="median"))
+        return list(do_bench(lambda: run(*inputs[0]), warmup=50, rep=200, return_mode="all"))
     run(*inputs[0])
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -138,11 +140,11 @@ def measure(
         end.record()
         torch.cuda.synchronize()
         times.append(start.elapsed_time(end) / len(inputs))
-    return statistics.median(times)
+    return times
 
 
-def measure_torch(case: Case, backend: SDPBackend, inputs: list[tuple[Tensor, Tensor, Tensor]]) -> float | None:
-    """Plain attention of the same shape, or None if the kernel refuses it. A chunk is aligned at the end."""
+def measure_torch(case: Case, backend: SDPBackend, inputs: list[tuple[Tensor, Tensor, Tensor]]) -> list[float]:
+    """Plain attention of the same shape; no times if the kernel refuses it. A chunk is aligned at the end."""
     square = case.queries == case.keys
     bias = None if square or case.queries == 1 else causal_lower_right(case.queries, case.keys)
 
@@ -154,7 +156,7 @@ def measure_torch(case: Case, backend: SDPBackend, inputs: list[tuple[Tensor, Te
             return measure(run, case, inputs)
     except RuntimeError as error:
         logging.getLogger(__name__).warning("%s on %s: %s", backend.name, case.name, str(error).splitlines()[0])
-        return None
+        return []
 
 
 def run_case(case: Case, impl: str) -> Result:
@@ -168,16 +170,30 @@ def run_case(case: Case, impl: str) -> Result:
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return api.attend(q, k, v, plan, scaling=SCALING, impl=impl)[0]
 
-    gali = measure(run, case, inputs)
-    flash = measure_torch(case, SDPBackend.FLASH_ATTENTION, inputs)
-    cudnn = measure_torch(case, SDPBackend.CUDNN_ATTENTION, inputs)
+    gali: list[float] = []
+    flash: list[float] = []
+    cudnn: list[float] = []
+    for _ in range(_ROUNDS):
+        gali += measure(run, case, inputs)
+        flash += measure_torch(case, SDPBackend.FLASH_ATTENTION, inputs)
+        cudnn += measure_torch(case, SDPBackend.CUDNN_ATTENTION, inputs)
     k = inputs[0][1]
     if case.queries == 1:
         work = float(2 * k.numel() * k.element_size())
     else:
         pairs = sum(range(case.keys - case.queries + 1, case.keys + 1))
         work = 4.0 * case.batch * HEADS * HEAD_DIM * pairs
-    return Result(case.name, case.keys, case.queries, case.batch, gali, flash, cudnn, work, case.beside)
+    return Result(
+        name=case.name,
+        keys=case.keys,
+        queries=case.queries,
+        batch=case.batch,
+        gali=statistics.median(gali),
+        flash=statistics.median(flash) if flash else None,
+        cudnn=statistics.median(cudnn) if cudnn else None,
+        work=work,
+        beside=case.beside,
+    )
 
 
 def table_of(results: list[Result]) -> Table:

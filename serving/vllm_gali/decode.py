@@ -203,7 +203,6 @@ def decode_pages_kernel(
     PAGE: tl.constexpr,
     RELATIVE: tl.constexpr,
     BLOCK_MEMBERS: tl.constexpr,
-    BLOCK_SPLITS: tl.constexpr,
     STAGES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
@@ -266,5 +265,4 @@ def decode_pages_kernel(
                 BLOCK_MEMBERS,
                 2 * HALF,
                 BLOCK_D,
-                BLOCK_SPLITS,
             )

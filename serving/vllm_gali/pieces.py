@@ -23,8 +23,8 @@ from vllm_gali.gali_kernels import (
 )
 
 WARPS = 4
-# Room for records to begin with, and the parts that a merge looks at.
-_RECORDS, _PARTS = 64, 64
+# Room for records to begin with.
+_RECORDS = 64
 # Of the time of two programs on a multiprocessor, what one takes for its half. Measured on an H100: the threads of one
 # ask for keys more slowly than memory gives them.
 _ALONE = 0.7
@@ -193,7 +193,6 @@ def prepare(
     bands, queries, key_tables = _bands_of(requests, device)
     pieces = _cut(bands, count_multiprocessors(device) / kv_heads)
     records, relative = pieces[:, :-1], pieces[:, -1] == 1
-    most = int(records[:, _AT.share].max())
     by_size = (records[:, _AT.low] - records[:, _AT.high]).argsort(stable=True)  # programs begin in this order
     records, relative = records[by_size], relative[by_size]
     group, half = heads // kv_heads, head_dim // 2
@@ -214,7 +213,6 @@ def prepare(
         "BN": DECODE_KEYS,
         "WARPS": WARPS,
         "BLOCK_MEMBERS": members,
-        "BLOCK_SPLITS": max(_PARTS, power_of_2(most)),
     }
     room.step = Step(
         launches=tuple(launches),

@@ -254,7 +254,6 @@ def decode_kernel(
     RELATIVE: tl.constexpr,
     POOL: tl.constexpr,
     BLOCK_MEMBERS: tl.constexpr,
-    BLOCK_SPLITS: tl.constexpr,
     STAGES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
@@ -339,5 +338,4 @@ def decode_kernel(
             BLOCK_MEMBERS,
             2 * HALF + REST,
             BLOCK_D,
-            BLOCK_SPLITS,
         )

@@ -77,37 +77,44 @@ def merge(
     BLOCK_MEMBERS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BLOCK_SPLITS: tl.constexpr,
 ):
-    """The softmax over all parts of a key head. A thread sums its own components: none waits for another."""
-    member = tl.arange(0, BLOCK_MEMBERS)
-    d = tl.arange(0, BLOCK_D)
-    real = (member < GROUP)[None, :] & (d < HEAD_DIM)[:, None]
-    number = tl.arange(0, BLOCK_SPLITS)
-    there = (number < splits)[:, None] & (member < GROUP)[None, :]
-    places = log_totals + number[:, None] * BLOCK_MEMBERS + member[None, :]
-    each = tl.load(places, mask=there, other=float("-inf"), cache_modifier=".cg")
-    top = tl.maximum(tl.max(each, 0), -1.0e30)
-    if sinks is not None:
-        sink = sink_of(sinks, tl.minimum(member, GROUP - 1))
-        top = tl.maximum(top, sink)
-    total = tl.sum(tl.exp2(each - top[None, :]), 0)
-    if sinks is not None:
-        total += tl.exp2(sink - top)
+    """The softmax over all parts of a key head. A thread sums its own components, and has its own copies of the sums of
+    weights: none waits for another.
+    """
+    d = tl.arange(0, BLOCK_D)[:, None]
+    member = tl.arange(0, BLOCK_MEMBERS)[None, :] + d * 0
+    real = (member < GROUP) & (d < HEAD_DIM)
+    top = tl.full([BLOCK_D, BLOCK_MEMBERS], -1.0e30, tl.float32)
+    total = tl.zeros([BLOCK_D, BLOCK_MEMBERS], tl.float32)
     acc = tl.zeros([BLOCK_D, BLOCK_MEMBERS], tl.float32)
     for begin in tl.range(0, splits, 16):
-        for i in tl.static_range(16):  # 16 loads at a time
-            bound = tl.minimum(splits - begin - i, 1) * GROUP  # members of this part
-            place = log_totals + (begin + i) * BLOCK_MEMBERS + member
-            one = tl.load(place, mask=member < bound, other=float("-inf"), cache_modifier=".cg")
-            mean = tl.load(
-                parts + ((begin + i) * BLOCK_D + d[:, None]) * BLOCK_MEMBERS + member[None, :],
-                mask=(member < bound)[None, :] & real,
-                other=0.0,
-                cache_modifier=".cg",
-            )
-            acc += tl.exp2(one - top)[None, :] * mean
-    acc = acc / tl.where(total > 0, total, 1.0)[None, :]
-    tl.store(out + member.to(tl.int64)[None, :] * out_head + d[:, None], acc.to(out.dtype.element_ty), mask=real)
+        ones, means = (), ()
+        for i in tl.static_range(16):  # the loads of 16 parts at a time
+            part = begin + i
+            there = member < tl.minimum(splits - part, 1) * GROUP
+            place = log_totals + part * BLOCK_MEMBERS + member
+            one = tl.load(place, mask=there, other=float("-inf"), cache_modifier=".cg")
+            place = parts + (part * BLOCK_D + d) * BLOCK_MEMBERS + member
+            mean = tl.load(place, mask=there & real, other=0.0, cache_modifier=".cg")
+            ones += (one,)  # type: ignore[assignment]
+            means += (mean,)  # type: ignore[assignment]
+        new_top = top
+        for i in tl.static_range(16):
+            new_top = tl.maximum(new_top, ones[i])
+        shrink = tl.exp2(top - new_top)
+        total, acc, top = total * shrink, acc * shrink, new_top
+        for i in tl.static_range(16):
+            weight = tl.exp2(ones[i] - top)
+            total += weight
+            acc += weight * means[i]
+    if sinks is not None:
+        sink = sink_of(sinks, tl.minimum(member, GROUP - 1))
+        new_top = tl.maximum(top, sink)
+        shrink = tl.exp2(top - new_top)
+        total = total * shrink + tl.exp2(sink - new_top)
+        acc *= shrink
+        top = new_top
+    acc = acc / tl.where(total > 0, total, 1.0)
+    tl.store(out + member.to(tl.int64) * out_head + d, acc.to(out.dtype.element_ty), mask=real)
     if lse is not None:
-        tl.store(lse + member, (top + tl.log2(total)) * 0.6931471805599453, mask=member < GROUP)
+        tl.store(lse + member, (top + tl.log2(total)) * 0.6931471805599453, mask=real & (d == 0))

@@ -182,7 +182,6 @@ def _options(
         "RELATIVE": relative,
         "POOL": POOL_SIZE,
         "BLOCK_MEMBERS": block_members,
-        "BLOCK_SPLITS": max(32, power_of_2(splits)),  # few different ones, which are compiled
         "STAGES": _stages(2 * block_half + block_rest + block_d, block_half, block_group, relative, card),
         "DEPENDENT": dependent,
         "num_warps": _DECODE_WARPS,
