@@ -35,11 +35,13 @@ class Padding:
         """From a 2D mask (B, past + new), true or 1 where a token is real.
 
         position_ids: (B or 1, new), if the caller has any; a method makes its own positions, so they may only say what
-        the mask says. Raises ValueError if the mask is too short, a row's real tokens are not one run, there is none,
-        or the positions do not count them.
+        the mask says. Raises ValueError if the mask is too short or has not as many rows as the batch, a row's real
+        tokens are not one run, there is none, or the positions do not count them.
         """
-        if position_ids is not None and (position_ids.ndim != 2 or position_ids.shape[1] != new):
-            raise ValueError(f"position_ids has the shape {tuple(position_ids.shape)}; it must be (batch, {new})")
+        if position_ids is not None and not _is_one_per_row(position_ids, batch_size, new):
+            raise ValueError(
+                f"position_ids has the shape {tuple(position_ids.shape)}; it must be ({batch_size} or 1, {new})"
+            )
         if attention_mask is not None and attention_mask.shape[1] < past + new:
             raise ValueError(
                 f"attention_mask covers {attention_mask.shape[1]} tokens, fewer than the {past} in the cache and the "
@@ -47,29 +49,30 @@ class Padding:
             )
         if attention_mask is None or bool(attention_mask[:, : past + new].all()):
             if position_ids is not None:
-                _check_offsets(_offsets_without_mask(past, new, position_ids), [0])
+                _check_offsets(_offsets(None, past, position_ids), [0])
             return cls(None, past, new, batch_size)
-        offsets = None if position_ids is None else _offsets(attention_mask, past, new, position_ids)
-        mask = attention_mask[:, : past + new].bool()
-        lengths = mask.sum(1)
-        left = mask.int().argmax(1)
-        last = mask.shape[1] - mask.flip(1).int().argmax(1)
-        read = [left, lengths, last] if offsets is None else [left, lengths, last, *offsets.expand(2, len(mask))]
-        spans = torch.stack(read).tolist()  # one synchronisation for all of them
-        for row, (first, length, end) in enumerate(zip(*spans[:3], strict=True)):
+        if len(attention_mask) != batch_size:
+            raise ValueError(
+                f"attention_mask has {len(attention_mask)} rows for a batch of {batch_size}; give one for each"
+            )
+        mask = attention_mask[:, : past + new] != 0
+        index = torch.arange(past + new, device=mask.device)
+        first_and_last = torch.where(mask, index, past + new).amin(1), torch.where(mask, index, -1).amax(1)
+        left, last, lengths = torch.stack((*first_and_last, mask.sum(1))).tolist()  # one synchronisation for all
+        for row, (first, end, length) in enumerate(zip(left, last, lengths, strict=True)):
             if length == 0:
                 raise ValueError(
                     f"attention_mask has no real token in row {row} up to token {mask.shape[1] - 1}; leave the row "
                     "out, or let prefill_chunk_size be larger than a row's padding"
                 )
-            if end - first != length:
+            if end + 1 - first != length:
                 raise ValueError(
-                    f"attention_mask has a hole in row {row} (tokens {first} ... {end - 1}, {length} of them real); "
+                    f"attention_mask has a hole in row {row} (tokens {first} ... {end}, {length} of them real); "
                     "pad on the left or on the right only"
                 )
-        if offsets is not None:
-            _check_offsets(spans[3:], spans[0])
-        return cls(tuple(zip(spans[0], spans[1], strict=True)), past, new, batch_size)
+        if position_ids is not None:
+            _check_offsets(_offsets(mask, past, position_ids), left)
+        return cls(tuple(zip(left, lengths, strict=True)), past, new, batch_size)
 
     def following(self) -> "Padding":
         """With one more real token in every row, which is fed next."""
@@ -94,25 +97,32 @@ class Padding:
         return (index[None] - left[:, None]).clamp(min=0)
 
 
-def _offsets_without_mask(past: int, new: int, position_ids: Tensor) -> list[list[int]]:
-    """How far positions are from the tokens' indices at least and at most, two lists of B or 1."""
+def _is_one_per_row(position_ids: Tensor, batch_size: int, new: int) -> bool:
+    return position_ids.ndim == 2 and position_ids.shape[1] == new and len(position_ids) in (1, batch_size)
+
+
+def _offsets(mask: Tensor | None, past: int, position_ids: Tensor) -> list[list[int]]:
+    """How far positions are from the tokens' indices at least and at most, two lists of B or 1.
+
+    mask: (B, past + new), whose padding may have any position; 0 in rows of padding alone. None: all tokens are real.
+    """
+    new = position_ids.shape[1]
     if new == 1:  # decoding waits for each of a GPU's kernels
         found = [position - past for (position,) in position_ids.tolist()]
+        if mask is not None:
+            real = mask[:, past].tolist()
+            found = [offset if one else 0 for offset, one in zip(found * (len(real) // len(found)), real, strict=True)]
         return [found, found]
     offset = position_ids - torch.arange(past, past + new, device=position_ids.device)
-    return torch.stack(offset.aminmax(dim=1)).tolist()
-
-
-def _offsets(mask: Tensor, past: int, new: int, position_ids: Tensor) -> Tensor:
-    """The same where padding has any position, (2, B); 0 in rows of padding alone."""
-    offset = position_ids - torch.arange(past, past + new, device=position_ids.device)
-    hidden = ~mask[:, past : past + new].bool().to(offset.device)
+    if mask is None:
+        return torch.stack(offset.aminmax(dim=1)).tolist()
+    hidden = ~mask[:, past:].to(offset.device)
     offset = offset.expand(len(hidden), new)
     most = torch.iinfo(offset.dtype).max
     least = offset.masked_fill(hidden, most).amin(1)
     largest = offset.masked_fill(hidden, -most).amax(1)
     nothing = hidden.all(1)
-    return torch.stack((least.masked_fill(nothing, 0), largest.masked_fill(nothing, 0)))
+    return torch.stack((least.masked_fill(nothing, 0), largest.masked_fill(nothing, 0))).tolist()
 
 
 def _check_offsets(offsets: list[list[int]], left: list[int]) -> None:

@@ -37,6 +37,8 @@ def test_a_mask_longer_than_the_tokens_is_cut() -> None:
         (_mask("11111", "11011"), r"hole in row 1 \(tokens 0 \.\.\. 4, 4 of them real\)"),
         (_mask("00000", "11111"), "no real token in row 0"),
         (_mask("111", "111"), "covers 3 tokens, fewer than the 1 in the cache and the 4 of this pass"),
+        (_mask("00111"), "attention_mask has 1 rows for a batch of 2"),
+        (_mask("00111", "11111", "11111"), "attention_mask has 3 rows for a batch of 2"),
     ],
 )
 def test_masks_that_no_method_can_read(mask: torch.Tensor, said: str) -> None:
@@ -72,8 +74,11 @@ def test_positions_count_the_tokens(mask: torch.Tensor | None, new: int) -> None
     off = right + torch.tensor([[0], [2]])
     with pytest.raises(ValueError, match="position_ids of row 1 are 2 away"):
         Padding.read(mask, 2, past, new, off)
-    with pytest.raises(ValueError, match=rf"position_ids has the shape \(2, {new + 1}\)"):
-        Padding.read(mask, 2, past, new, torch.zeros(2, new + 1, dtype=torch.int64))
+    for shape in ((2, new + 1), (3, new), (new,)):
+        with pytest.raises(
+            ValueError, match=rf"position_ids has the shape \({', '.join(map(str, shape))},?\); it must"
+        ):
+            Padding.read(mask, 2, past, new, torch.zeros(shape, dtype=torch.int64))
 
 
 def test_positions_of_one_token_behind_padding() -> None:
