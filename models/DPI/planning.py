@@ -35,8 +35,8 @@ class Padding:
         """From a 2D mask (B, past + new), true or 1 where a token is real.
 
         position_ids: (B or 1, new), if the caller has any; a method makes its own positions, so they may only say what
-        the mask says. Raises ValueError if the mask is too short or has not as many rows as the batch, a row's real
-        tokens are not one run, there is none, or the positions do not count them.
+        the mask says. Raises ValueError if the mask is too short, one with padding has not as many rows as the batch, a
+        row's real tokens are not one run, there is none, or the positions do not count them.
         """
         if position_ids is not None and not _is_one_per_row(position_ids, batch_size, new):
             raise ValueError(
@@ -53,12 +53,15 @@ class Padding:
             return cls(None, past, new, batch_size)
         if len(attention_mask) != batch_size:
             raise ValueError(
-                f"attention_mask has {len(attention_mask)} rows for a batch of {batch_size}; give one for each"
+                f"attention_mask has {len(attention_mask)} row(s) for a batch of {batch_size}; give one for each"
             )
         mask = attention_mask[:, : past + new] != 0
         index = torch.arange(past + new, device=mask.device)
-        first_and_last = torch.where(mask, index, past + new).amin(1), torch.where(mask, index, -1).amax(1)
-        left, last, lengths = torch.stack((*first_and_last, mask.sum(1))).tolist()  # one synchronisation for all
+        read = [torch.where(mask, index, past + new).amin(1), torch.where(mask, index, -1).amax(1), mask.sum(1)]
+        if position_ids is not None and new == 1:
+            offset = (position_ids[:, 0] - past).to(mask.device)
+            read.append(torch.where(mask[:, past], offset, 0))
+        left, last, lengths, *offsets = torch.stack(read).tolist()  # one synchronisation for all
         for row, (first, end, length) in enumerate(zip(left, last, lengths, strict=True)):
             if length == 0:
                 raise ValueError(
@@ -71,7 +74,7 @@ class Padding:
                     "pad on the left or on the right only"
                 )
         if position_ids is not None:
-            _check_offsets(_offsets(mask, past, position_ids), left)
+            _check_offsets(2 * offsets or _offsets(mask, past, position_ids), left)
         return cls(tuple(zip(left, lengths, strict=True)), past, new, batch_size)
 
     def following(self) -> "Padding":
@@ -107,11 +110,8 @@ def _offsets(mask: Tensor | None, past: int, position_ids: Tensor) -> list[list[
     mask: (B, past + new), whose padding may have any position; 0 in rows of padding alone. None: all tokens are real.
     """
     new = position_ids.shape[1]
-    if new == 1:  # decoding waits for each of a GPU's kernels
+    if mask is None and new == 1:  # decoding waits for each of a GPU's kernels
         found = [position - past for (position,) in position_ids.tolist()]
-        if mask is not None:
-            real = mask[:, past].tolist()
-            found = [offset if one else 0 for offset, one in zip(found * (len(real) // len(found)), real, strict=True)]
         return [found, found]
     offset = position_ids - torch.arange(past, past + new, device=position_ids.device)
     if mask is None:

@@ -100,7 +100,8 @@ class PreparedStep:
     numbers: (B, 1 + bands * (1 + rotary_dim)) fp32, for each row of the batch the noise's deviation and, for each band,
     the factor on the query's components that do not rotate, and its cosines and sines. data: the memory of both.
     parts, log_totals: the programs' results before they are merged. arrivals: zeros, and zeros again after each launch.
-    options: the kernel's constants. key_tables keeps the addresses in `pieces` alive.
+    options: the kernel's constants. key_tables keeps the addresses in `pieces` alive. The tensors of a step that is
+    over may hold the next token's records.
     """
 
     shape: StepShape

@@ -97,16 +97,14 @@ def attend_one(
 
 
 def prepare_step(plan: Plan, shape: StepShape, previous: PreparedStep | None) -> PreparedStep:
-    """Prepare `attend_one` for a plan ahead of the first layer, in the tensors of a previous step where they fit.
+    """What `attend_one` reads of a plan, in the tensors of a previous step where they fit; for `Plan.prepared`.
 
     Launches that were recorded for that step then compute this one; the tensors are written behind what the stream has
     to do already, and nobody waits.
     """
     from models.DPI.attention.kernels import pieces
 
-    prepared = pieces.prepare_step(plan, shape, previous=previous, multiple=_SPLITS_MULTIPLE)
-    plan.prepared[shape] = prepared
-    return prepared
+    return pieces.prepare_step(plan, shape, previous=previous, multiple=_SPLITS_MULTIPLE)
 
 
 @functools.lru_cache

@@ -2,8 +2,9 @@
 
 Python takes several times as long for a step as the GPU does. Of what it prepares only the plan differs between tokens,
 and the recorded kernels read that from tensors, which are written anew for each token; the next token's plan is made
-while the GPU works on this one's layers. The keys and values must stay where they are: in a static cache
-(`generate(..., cache_implementation="static")`) they do, and a dynamic one gets memory in which it grows (`rooms`).
+while the GPU works on this one's layers, and written behind them. The keys and values must stay where they are: in a
+static cache (`generate(..., cache_implementation="static")`) they do, and a dynamic one gets memory in which it grows
+(`rooms`).
 """
 
 import contextlib
@@ -52,7 +53,7 @@ class _Recording:
     signature: what may not change between the steps. layers: the model's. ids: the token that a recording reads.
     past: tokens in the cache before the last step. patience: steps still to be run one by one. cache: whose; not kept
     alive. prepared, places, replay: what is written for a step, where it reads and writes, and what runs the layers on
-    `ids`; None until there are such.
+    `ids`; None until there are such. ahead: of the token after the last one.
     """
 
     signature: tuple[Any, ...]
@@ -64,25 +65,24 @@ class _Recording:
     prepared: PreparedStep | None = None
     places: Places | None = None
     replay: Callable[[], Tensor] | None = None
+    ahead: "_Ahead | None" = None
 
     def forget(self) -> None:
         """Let go of the memory that the recording works on."""
-        self.prepared = self.places = self.replay = None
+        self.prepared = self.places = self.replay = self.ahead = None
 
 
 @dataclass(frozen=True)
 class _Ahead:
-    """A plan made before it was asked for, and what the kernel reads of it, in the tensors of `before` if they fit."""
+    """A plan made before it was asked for, and what the kernel reads of it, in the recording's tensors if they fit."""
 
     padding: Padding
     plan: Plan
     prepared: PreparedStep
-    before: PreparedStep
 
 
 class _OfThread(threading.local):
     recording: _Recording | None = None
-    ahead: _Ahead | None = None
 
 
 class RecordedDecoding:
@@ -103,7 +103,8 @@ class RecordedDecoding:
 
     def planned(self, padding: Padding) -> Plan | None:
         """The plan of these tokens if it was made ahead: a plan depends on nothing else but the method."""
-        ahead = self._of_thread.ahead
+        recording = self._of_thread.recording
+        ahead = None if recording is None else recording.ahead
         return ahead.plan if ahead is not None and ahead.padding == padding else None
 
     def run(
@@ -120,14 +121,13 @@ class RecordedDecoding:
         """
         input_ids: Tensor | None = kwargs.get("input_ids")
         cache: Any = caches.cache_in(kwargs)
-        ahead, self._of_thread.ahead = self._of_thread.ahead, None
         if input_ids is None or not self._fits(base, input_ids, cache, kwargs, forward_pass):
             self._of_thread.recording = None
             return stock(**kwargs, **{ARGUMENT: forward_pass})
         known = self._known(base, input_ids, cache, forward_pass.padding.past)
         if known is None:
             return stock(**kwargs, **{ARGUMENT: forward_pass})
-        hidden = self._step(known, base, stock, input_ids, cache, forward_pass, ahead, planner)
+        hidden = self._step(known, base, stock, input_ids, cache, forward_pass, planner)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
 
     def pays(self, base: Any, plan: Plan, attn_impl: str) -> bool:
@@ -173,17 +173,16 @@ class RecordedDecoding:
         input_ids: Tensor,
         cache: Any,
         forward_pass: ForwardPass,
-        ahead: _Ahead | None,
         planner: Planner,
     ) -> Tensor:
-        """The hidden states of a step that fits. ahead: what was made before it was asked for."""
-        before = known.prepared
+        """The hidden states of a step that fits."""
+        before, ahead, known.ahead = known.prepared, known.ahead, None
         shape = StepShape.of(len(input_ids), base.config.num_attention_heads, cache.layers[0].keys)
-        if before is not None and ahead is not None and ahead.plan is forward_pass.plan and ahead.before is before:
+        if ahead is not None and ahead.plan is forward_pass.plan:
             prepared = ahead.prepared
         else:
             prepared = triton.prepare_step(forward_pass.plan, shape, before)
-        known.prepared = prepared
+        forward_pass.plan.prepared[shape] = known.prepared = prepared
         if before is None or prepared.pieces is not before.pieces:
             known.replay = None
         if known.patience:
@@ -218,7 +217,7 @@ class RecordedDecoding:
                 return hidden
         hidden = known.replay().clone()
         places.end(cache)
-        self._plan_ahead(forward_pass.padding, planner, shape, prepared)
+        known.ahead = _plan_ahead(forward_pass.padding.following(), planner, shape, prepared)
         return hidden
 
     def _known(self, base: nn.Module, input_ids: Tensor, cache: Any, past: int) -> _Recording | None:
@@ -237,7 +236,7 @@ class RecordedDecoding:
             or not known.layers.are_as_before()
         ):
             known = self._of_thread.recording = None  # before its memory is needed
-        if known is None and are_watched(list(base.modules())):
+        if known is None and are_watched(list(base.modules())):  # asked before `Layers` is built, which takes longer
             return None
         layers = Layers(base) if known is None else known.layers
         if layers.are_watched():
@@ -254,13 +253,18 @@ class RecordedDecoding:
             known.forget()
         return known
 
-    def _plan_ahead(self, padding: Padding, planner: Planner, shape: StepShape, prepared: PreparedStep) -> None:
-        """Make the next token's plan: the GPU is at work on this one's layers, and writes its tensors behind them."""
-        following = padding.following()
-        with contextlib.suppress(ValueError, RuntimeError):  # that pass says it, if it is ever asked for
-            plan = planner(following)
-            if plan.rows:
-                self._of_thread.ahead = _Ahead(following, plan, triton.prepare_step(plan, shape, prepared), prepared)
+
+def _plan_ahead(padding: Padding, planner: Planner, shape: StepShape, prepared: PreparedStep) -> _Ahead | None:
+    """Make the next token's plan while the GPU is at work on this one's layers.
+
+    Its records are written over this one's, behind the replay. Only a step that goes on with `prepared` may read them,
+    so the plan does not hold them yet.
+    """
+    with contextlib.suppress(ValueError, RuntimeError):  # that pass says it, if it is ever asked for
+        plan = planner(padding)
+        if plan.rows:
+            return _Ahead(padding, plan, triton.prepare_step(plan, shape, prepared))
+    return None
 
 
 def _forget(recording: "weakref.ref[_Recording]") -> None:
@@ -271,7 +275,7 @@ def _forget(recording: "weakref.ref[_Recording]") -> None:
 
 
 def _decodes_fused(plan: Plan, attn_impl: str, like: Tensor) -> bool:
-    """Whether queries of the device, dtype and head_dim of `like` would."""
+    """Whether queries of the device, dtype and head_dim of `like` would be attended to by the fused kernels."""
     with contextlib.suppress(ValueError):  # the stock pass says it
         return api.choose(attn_impl, like, plan) == "triton"
     return False

@@ -37,8 +37,8 @@ def test_a_mask_longer_than_the_tokens_is_cut() -> None:
         (_mask("11111", "11011"), r"hole in row 1 \(tokens 0 \.\.\. 4, 4 of them real\)"),
         (_mask("00000", "11111"), "no real token in row 0"),
         (_mask("111", "111"), "covers 3 tokens, fewer than the 1 in the cache and the 4 of this pass"),
-        (_mask("00111"), "attention_mask has 1 rows for a batch of 2"),
-        (_mask("00111", "11111", "11111"), "attention_mask has 3 rows for a batch of 2"),
+        (_mask("00111"), "attention_mask has 1 row.s. for a batch of 2"),
+        (_mask("00111", "11111", "11111"), "attention_mask has 3 row.s. for a batch of 2"),
     ],
 )
 def test_masks_that_no_method_can_read(mask: torch.Tensor, said: str) -> None:

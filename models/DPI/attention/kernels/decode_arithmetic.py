@@ -87,9 +87,11 @@ def merge(
     top = tl.full([BLOCK_D, BLOCK_MEMBERS], -1.0e30, tl.float32)
     total = tl.zeros([BLOCK_D, BLOCK_MEMBERS], tl.float32)
     acc = tl.zeros([BLOCK_D, BLOCK_MEMBERS], tl.float32)
-    for begin in tl.range(0, splits, 16):
+    # Parts that are loaded together: as many as registers hold.
+    AT_ONCE: tl.constexpr = max(1, min(16, 8192 // (BLOCK_D * BLOCK_MEMBERS)))
+    for begin in tl.range(0, splits, AT_ONCE):
         ones, means = (), ()
-        for i in tl.static_range(16):  # the loads of 16 parts at a time
+        for i in tl.static_range(AT_ONCE):
             part = begin + i
             there = member < tl.minimum(splits - part, 1) * GROUP
             place = log_totals + part * BLOCK_MEMBERS + member
@@ -99,11 +101,11 @@ def merge(
             ones += (one,)  # type: ignore[assignment]
             means += (mean,)  # type: ignore[assignment]
         new_top = top
-        for i in tl.static_range(16):
+        for i in tl.static_range(AT_ONCE):
             new_top = tl.maximum(new_top, ones[i])
         shrink = tl.exp2(top - new_top)
         total, acc, top = total * shrink, acc * shrink, new_top
-        for i in tl.static_range(16):
+        for i in tl.static_range(AT_ONCE):
             weight = tl.exp2(ones[i] - top)
             total += weight
             acc += weight * means[i]

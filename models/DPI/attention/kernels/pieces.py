@@ -3,6 +3,7 @@
 `Piece` names the columns of a record for the host, which writes records, and for the kernel, which loads them.
 """
 
+import bisect
 import functools
 import math
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ _ALONE_WITH_TABLES = 1.4
 # A second program on each multiprocessor: tables to read, parts to merge. Each of its further turns.
 _SECOND_PROGRAM = 2.3
 _TURN = 2.0
-# Programs of one turn end one after another, the longer the farther apart, beyond so many tiles by so much a tile.
+# Programs of one turn end at different times: each tile of a piece beyond so many costs so much of a tile more.
 _EVEN_TILES = 96
 _SPREAD = 1 / 8
 _MOST_TURNS = 16
@@ -279,7 +280,7 @@ def _cut(record: list[int], low: int, high: int) -> list[int]:
     return record
 
 
-@functools.lru_cache(maxsize=64)  # the same for tens of tokens
+@functools.lru_cache(maxsize=1024)  # the same for tens of tokens; rows of a batch may all differ
 def _best_shares(
     tiles: tuple[tuple[int, int], ...], multiprocessors: float, relative: bool
 ) -> tuple[tuple[int, int, int], ...]:
@@ -292,7 +293,7 @@ def _best_shares(
         shares = tuple(_shares(tiles, int(turns * room)))
         longest = max((high - low for _, low, high in shares), default=0)
         needed = max(1, math.ceil(len(shares) / room))
-        if needed > turns and best:
+        if needed > turns and best:  # a piece for each band at least, of 512 tiles at most: no other cut than before
             continue
         alone = _ALONE if relative or programs == 2 else _ALONE_WITH_TABLES
         cost = max(even, alone * programs * needed * longest)
@@ -311,10 +312,10 @@ def _shares(tiles: Sequence[tuple[int, int]], most: int) -> list[tuple[int, int,
     A piece has two tiles or more, for the sake of the merge, and at most 512. Returns (band, low, high) of each.
     """
     counts = [high - low for low, high in tiles]
-    share = max(2, -(-sum(counts) // max(most, 1)))
-    while share < max(counts) and sum(-(-count // share) for count in counts) > most:
-        share += 1
-    share = min(share, MOST_TILES)
+    least = max(2, -(-sum(counts) // max(most, 1)))
+    shares = range(least, max(least, *counts) + 1)  # the longer, the fewer pieces
+    at = bisect.bisect_left(shares, -most, hi=len(shares) - 1, key=lambda share: -sum(-(-n // share) for n in counts))
+    share = min(shares[at], MOST_TILES)
     return [(b, at, min(at + share, high)) for b, (low, high) in enumerate(tiles) for at in range(low, high, share)]
 
 

@@ -13,12 +13,16 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from models.DPI.attention.backends import BACKENDS
+from models.DPI.attention.bands import Plan
+from models.DPI.attention.prepared import PreparedStep
 from models.DPI.methods import build_method
 from models.DPI.patches import Llama as patch
 from models.DPI.patches import decoding
 from tests.models.DPI.helpers import CHUNK_FREE, WINDOW, padded, tokens
 
 pytest.importorskip("triton")
+
+from models.DPI.attention.kernels import decode, pieces
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROOM = 96
@@ -180,6 +184,42 @@ def test_another_cache_is_recorded_anew(model: PreTrainedModel, recorder: _Recor
                 found = model(ids[:, at : at + 1].to(DEVICE), past_key_values=cache).logits[:, -1].float()
                 torch.testing.assert_close(found, expected[row][:, at - 41], rtol=0, atol=4e-3)
     assert recorder.replayed == 0
+
+
+@torch.no_grad()
+def test_a_step_takes_what_was_made_ahead(
+    model: PreTrainedModel, recorder: _Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And another cache of the same length, which is not replayed, takes nothing of it: that may still be written."""
+    made: list[PreparedStep] = []
+    read: list[PreparedStep] = []
+    prepare, attend = pieces.prepare_step, decode.attend_one
+
+    def prepared(*args: Any, **kwargs: Any) -> PreparedStep:
+        made.append(prepare(*args, **kwargs))
+        return made[-1]
+
+    def attended(q: Tensor, k: Tensor, v: Tensor, plan: Plan, **kwargs: Any) -> Tensor:
+        out = attend(q, k, v, plan, **kwargs)
+        read.extend(plan.prepared.values())
+        return out
+
+    patch.install(model, build_method("dpi", CHUNK_FREE, WINDOW), WINDOW, attn_impl="triton")
+    ids, one, other = tokens(1, 48).to(DEVICE), static(model), dynamic(model)
+    for cache, length in ((one, 41), (other, 45)):
+        model(ids[:, :length], past_key_values=cache)
+    monkeypatch.setattr(pieces, "prepare_step", prepared)
+    for at in range(41, 45):
+        model(ids[:, at : at + 1], past_key_values=one)
+    assert (recorder.replayed, len(made)) == (3, 5)  # the first step, the second, and one ahead of each replay's next
+    monkeypatch.setattr(decode, "prepare_step", prepared)
+    monkeypatch.setattr(decode, "attend_one", attended)
+    model(ids[:, 45:46], past_key_values=other, output_hidden_states=True)
+    assert read
+    assert not {step.arrivals.data_ptr() for step in read} & {step.arrivals.data_ptr() for step in made[:5]}
+    expected = one_by_one(model, ids, 45)[:, 0]
+    found = model(ids[:, 45:46], past_key_values=one).logits[:, -1].float()
+    torch.testing.assert_close(found, expected, rtol=0, atol=4e-3)
 
 
 def test_new_weights_reach_the_next_generation(model: PreTrainedModel, recorder: _Recorder) -> None:

@@ -140,8 +140,9 @@ def compile_case(
     card: str = "hopper",
     rotary_dim: int | None = None,
     in_groups: bool = False,
+    group: int = 4,
 ) -> list[dict[str, Any]]:
-    """Every kernel that attention of 8 query heads and 2 key heads on 300 keys launches, W = 64.
+    """Every kernel that attention of 2 key heads, with `group` query heads each, on 300 keys launches, W = 64.
 
     card: of `CARDS`. in_groups: the prefill for groups of warps on Hopper.
     """
@@ -160,9 +161,9 @@ def compile_case(
         Padding(None, 300 - queries, queries),
         seed=0,
     )
-    q = torch.zeros(1, 8, queries, head_dim, dtype=torch.bfloat16)
+    q = torch.zeros(1, 2 * group, queries, head_dim, dtype=torch.bfloat16)
     k = torch.zeros(1, 2, 300, head_dim, dtype=torch.bfloat16)
-    sinks = torch.zeros(8, dtype=torch.bfloat16) if with_sinks else None
+    sinks = torch.zeros(2 * group, dtype=torch.bfloat16) if with_sinks else None
     if queries == 1:
         decode.attend_one(q, k, k, plan, scaling=1.0, softcap=softcap, sinks=sinks)
     else:

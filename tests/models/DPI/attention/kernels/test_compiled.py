@@ -50,6 +50,15 @@ def test_decoding() -> None:
     assert 0 < plain["decode_kernel"]["loop_stores"] <= 12
 
 
+def test_decoding_of_many_query_heads_for_each_key_head() -> None:
+    behind = ("hopper", None, False)
+    eight, sixteen = _compile(
+        *(("dpi", CHUNK_FREE, 1, 128, *PLAIN, *behind, group) for group in (8, 16)),
+    )
+    assert eight["decode_kernel"]["stack"] <= 64
+    assert sixteen["decode_kernel"]["stack"] <= 160
+
+
 def test_prefill() -> None:
     plain, noise, wide, four_bands, gap = _compile(
         ("dpi", CHUNK_FREE, 100, 128),

@@ -32,14 +32,15 @@ def test_programs_take_every_tile_once(tiles: list[tuple[int, int]], multiproces
     assert all(0 < high - low <= 512 for _, low, high in shares)
 
 
-@given(tiles=bands, multiprocessors=st.floats(1, 132), relative=st.booleans())
-def test_several_turns_are_for_long_pieces_only(
+@given(tiles=bands, multiprocessors=st.floats(0.2, 132), relative=st.booleans())
+def test_programs_are_no_more_than_there_are_turns_for(
     tiles: list[tuple[int, int]], multiprocessors: float, relative: bool
 ) -> None:
     shares = pieces._best_shares(tuple(tiles), multiprocessors, relative)
-    room = 2 * multiprocessors
-    if len(shares) > max(room, len(tiles)):  # then fewer programs would have been longer than those that end evenly
-        assert max(high - low for _, low, high in pieces._shares(tiles, int(room))) > pieces._EVEN_TILES
+    needed = sum(-(-(high - low) // 512) for low, high in tiles)  # a program takes 512 tiles of one band at most
+    assert len(shares) <= max(len(tiles), 16 * 2 * multiprocessors, needed)
+    if sum(high - low for low, high in tiles) <= 64 * multiprocessors:  # a few tiles each: one turn
+        assert len(shares) <= max(len(tiles), 2 * multiprocessors, needed)
 
 
 def test_pieces_of_bands_are_even_and_whole() -> None:
