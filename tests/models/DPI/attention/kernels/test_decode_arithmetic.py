@@ -42,7 +42,7 @@ def _expected(parts: Tensor, log_totals: Tensor, sinks: Tensor | None) -> tuple[
 
 @pytest.mark.parametrize("with_sinks", [False, True])
 @pytest.mark.parametrize("splits", [1, 16, 17, 40])
-@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 80), (4, 128)])
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 80), (4, 128), (16, 128), (7, 192)])
 def test_parts_are_merged(splits: int, group: int, head_dim: int, with_sinks: bool) -> None:
     generator = torch.Generator().manual_seed(splits)
     members, block_d = triton.next_power_of_2(group), triton.next_power_of_2(head_dim)
