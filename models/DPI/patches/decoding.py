@@ -183,12 +183,13 @@ class RecordedDecoding:
         else:
             prepared = triton.prepare_step(forward_pass.plan, shape, before)
         forward_pass.plan.prepared[shape] = known.prepared = prepared
-        if before is None or prepared.pieces is not before.pieces:
+        elsewhere = before is None or prepared.pieces is not before.pieces
+        if elsewhere:
             known.replay = None
         if known.patience:
             known.patience -= 1
             return _hidden(stock, input_ids, cache, forward_pass)
-        fresh = before is None or prepared.pieces is not before.pieces or known.places is None
+        fresh = elsewhere or known.places is None
         if known.places is None:
             known.places = Places.of(cache)
         places = known.places

@@ -86,6 +86,10 @@ def merge(
     real = (member < GROUP) & (d < HEAD_DIM)
     top = tl.full([BLOCK_D, BLOCK_MEMBERS], -1.0e30, tl.float32)
     total = tl.zeros([BLOCK_D, BLOCK_MEMBERS], tl.float32)
+    if sinks is not None:  # a part that comes first and has no value
+        sink = sink_of(sinks, tl.minimum(member, GROUP - 1))
+        top = tl.maximum(top, sink)
+        total = tl.exp2(sink - top)
     acc = tl.zeros([BLOCK_D, BLOCK_MEMBERS], tl.float32)
     # Parts that are loaded together: as many as registers hold.
     AT_ONCE: tl.constexpr = max(1, min(16, 8192 // (BLOCK_D * BLOCK_MEMBERS)))
@@ -109,13 +113,6 @@ def merge(
             weight = tl.exp2(ones[i] - top)
             total += weight
             acc += weight * means[i]
-    if sinks is not None:
-        sink = sink_of(sinks, tl.minimum(member, GROUP - 1))
-        new_top = tl.maximum(top, sink)
-        shrink = tl.exp2(top - new_top)
-        total = total * shrink + tl.exp2(sink - new_top)
-        acc *= shrink
-        top = new_top
     acc = acc / tl.where(total > 0, total, 1.0)
     tl.store(out + member.to(tl.int64) * out_head + d, acc.to(out.dtype.element_ty), mask=real)
     if lse is not None:

@@ -114,7 +114,7 @@ def prepare_step(
     splits = -(-max(map(len, rows)) // multiple) * multiple
     if previous is not None:
         splits = max(splits, previous.pieces.shape[1])
-    options = _options(shape, splits, 2 * tables[0][0].shape[1], numbers.shape[1], relative, noisy)
+    options = _options(shape, 2 * tables[0][0].shape[1], numbers.shape[1], relative, noisy)
     data = _write(rows, splits, numbers, tables[0], pinned=shape.device.type == "cuda")
     if (
         previous is not None
@@ -157,9 +157,7 @@ def _write(
     return data
 
 
-def _options(
-    shape: StepShape, splits: int, rotary_dim: int, columns: int, relative: bool, noisy: bool
-) -> dict[str, int]:
+def _options(shape: StepShape, rotary_dim: int, columns: int, relative: bool, noisy: bool) -> dict[str, int]:
     """The kernel's constants. columns: of `PreparedStep.numbers`."""
     card = cards.card_of(shape.device)
     dependent = _starts_early(shape.device, card)

@@ -5,29 +5,11 @@ import math
 import pytest
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from models.DPI.attention.kernels.decode_arithmetic import merge
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@triton.jit
-def _merge(
-    parts,
-    log_totals,
-    out,
-    out_head,
-    lse,
-    sinks,
-    splits,
-    GROUP: tl.constexpr,
-    BLOCK_MEMBERS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    merge(parts, log_totals, out, out_head, lse, sinks, splits, GROUP, BLOCK_MEMBERS, HEAD_DIM, BLOCK_D)
 
 
 def _expected(parts: Tensor, log_totals: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -56,7 +38,7 @@ def test_parts_are_merged(splits: int, group: int, head_dim: int, with_sinks: bo
     out = torch.full((group, head_dim + 3), float("nan"), device=DEVICE)
     lse = torch.full((group,), float("nan"), device=DEVICE)
     on_device = [x if x is None else x.to(DEVICE) for x in (parts, log_totals, sinks)]
-    _merge[(1,)](
+    merge[(1,)](
         on_device[0],
         on_device[1],
         out,
